@@ -1,0 +1,1 @@
+"""onnxq: quantize exported ONNX models of any framework."""

@@ -1,0 +1,50 @@
+"""What the passes of one run share: the recipe, the plan, the statistics and the numbers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from onnxq.calib.readers import Reader
+    from onnxq.passes._base import PassReport
+    from onnxq.plan import Plan
+    from onnxq.recipe import Recipe
+    from onnxq.spec import QuantParams
+    from onnxq.stats import TensorStats
+    from onnxq.targets import Target
+
+
+@dataclass
+class QuantContext:
+    """The only mutable object of a run; a pass writes only what its `provides` names.
+
+    Attributes:
+        recipe: What the user wants.
+        target: What the backend executes.
+        reader: The calibration data, or None where nothing needs any.
+        plan: Which nodes and tensors are quantized, and how.
+        stats: Statistics of tensors by name.
+        params: Scale and zero point by tensor name, for activations, weights and biases.
+        reports: One per pass that ran.
+        metadata: Entries for the model's `metadata_props`.
+        threads: How many threads calibration may use.
+        seed: Seed of every random choice.
+    """
+
+    recipe: Recipe
+    target: Target
+    reader: Reader | None = None
+    plan: Plan | None = None
+    stats: dict[str, TensorStats] = field(default_factory=dict)
+    params: dict[str, QuantParams] = field(default_factory=dict)
+    reports: list[PassReport] = field(default_factory=list)
+    metadata: dict[str, str] = field(default_factory=dict)
+    threads: int = 0
+    seed: int = 0
+
+    def rng(self, purpose: str) -> np.random.Generator:
+        """A generator that depends on the seed and `purpose` only, not on the order of calls."""
+        return np.random.default_rng([self.seed, *purpose.encode()])
