@@ -1,0 +1,263 @@
+"""What calibration knows about one tensor, in a form that merges without loss.
+
+`Histogram` has linear bins whose width is a power of two and whose edges are multiples of that width. A histogram of
+larger range therefore has bins that are unions of whole bins of the smaller one: growing adds integers, and `merge` is
+associative, commutative and exact to the bit, whatever the batches, the threads or the workers were.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from onnxq.errors import CalibrationError
+
+T = TypeVar("T")
+
+BINS = 16384
+HALF = BINS // 2
+#: 2**HALF_LOG2 == HALF: the number of times a histogram can be halved before one bin per sign is left.
+HALF_LOG2 = 13
+#: Exponents are clamped here: tensors smaller than 2**-100 count as zero for every 32-bit float consumer, and the
+#: reciprocal of the bin width stays a normal float32.
+MIN_EXPONENT = -100
+MAX_EXPONENT = 128
+
+
+def exponent_for(absmax: float) -> int:
+    """Return the smallest exponent whose histogram holds magnitudes up to `absmax`.
+
+    The range is half open, so ``absmax < 2**exponent``: a tensor whose largest magnitude is exactly ``2**k`` gets
+    exponent ``k + 1``.
+
+    Raises:
+        CalibrationError: If `absmax` is negative, not finite, or not representable in float32.
+    """
+    if not (math.isfinite(absmax) and absmax >= 0):
+        raise CalibrationError(f"a histogram needs a finite magnitude >= 0, got {absmax}")
+    exponent = max(math.frexp(absmax)[1], MIN_EXPONENT) if absmax else MIN_EXPONENT
+    if exponent > MAX_EXPONENT:
+        raise CalibrationError(f"magnitude {absmax} does not fit into float32")
+    return exponent
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Histogram:
+    """Counts of values in `BINS` linear bins over ``[-2**exponent, 2**exponent)``.
+
+    Bin ``i`` covers ``[(i - HALF) * width, (i + 1 - HALF) * width)``; zero is the lower edge of bin `HALF`.
+
+    Attributes:
+        exponent: Binary logarithm of the range, `MIN_EXPONENT` to `MAX_EXPONENT`.
+        counts: shape (BINS,), int64, >= 0; read-only.
+    """
+
+    exponent: int
+    counts: NDArray[np.int64]
+
+    def __post_init__(self) -> None:
+        counts = np.array(self.counts, dtype=np.int64)
+        if counts.shape != (BINS,):
+            raise ValueError(f"a histogram has {BINS} bins, got counts of shape {counts.shape}")
+        if not MIN_EXPONENT <= self.exponent <= MAX_EXPONENT:
+            raise ValueError(f"exponent {self.exponent} outside [{MIN_EXPONENT}, {MAX_EXPONENT}]")
+        counts.flags.writeable = False
+        object.__setattr__(self, "counts", counts)
+
+    @staticmethod
+    def empty() -> Histogram:
+        """Return the neutral element of `merge`."""
+        return Histogram(MIN_EXPONENT, np.zeros(BINS, np.int64))
+
+    @staticmethod
+    def from_array(x: NDArray[np.floating], *, exponent: int | None = None) -> Histogram:
+        """Count an array; the plain reference of `onnxq.algos.kernels.count_into`.
+
+        Args:
+            x: Any shape, finite.
+            exponent: Range to use; the smallest that holds `x` by default.
+
+        Raises:
+            CalibrationError: If `x` holds NaN or infinity, or does not fit into the given range.
+        """
+        flat = np.asarray(x, dtype=np.float64).reshape(-1)
+        absmax = float(np.abs(flat).max()) if flat.size else 0.0
+        needed = exponent_for(absmax)
+        exponent = needed if exponent is None else exponent
+        if exponent < needed:
+            raise CalibrationError(f"magnitude {absmax} is outside the histogram range 2**{exponent}")
+        bins = np.floor(np.ldexp(flat, HALF_LOG2 - exponent)).astype(np.int64) + HALF
+        return Histogram(exponent, np.bincount(bins, minlength=BINS))
+
+    @property
+    def width(self) -> float:
+        """Width of one bin, a power of two."""
+        return math.ldexp(1.0, self.exponent - HALF_LOG2)
+
+    @property
+    def total(self) -> int:
+        """Number of counted values."""
+        return int(self.counts.sum())
+
+    def edges(self) -> NDArray[np.float64]:
+        """Bin edges, shape (BINS + 1,), ascending, exact."""
+        return np.arange(-HALF, HALF + 1, dtype=np.float64) * self.width
+
+    def centers(self) -> NDArray[np.float64]:
+        """Bin centres, shape (BINS,), ascending, exact."""
+        return (np.arange(-HALF, HALF, dtype=np.float64) + 0.5) * self.width
+
+    def nonzero(self) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+        """Return centres and counts of the bins that hold something, both shape (K,), ascending."""
+        index = np.flatnonzero(self.counts)
+        return self.centers()[index], self.counts[index]
+
+    def grow(self, exponent: int) -> Histogram:
+        """Return the same counts over the larger range ``2**exponent``; exact.
+
+        Raises:
+            ValueError: If `exponent` is smaller than the present one.
+        """
+        steps = exponent - self.exponent
+        if steps < 0:
+            raise ValueError(f"a histogram cannot shrink from exponent {self.exponent} to {exponent}")
+        if steps == 0:
+            return self
+        run = 1 << min(steps, HALF_LOG2)
+        merged = self.counts.reshape(-1, run).sum(axis=1)
+        counts = np.zeros(BINS, np.int64)
+        counts[HALF - merged.size // 2 : HALF + merged.size // 2] = merged
+        return Histogram(exponent, counts)
+
+    def merge(self, other: Histogram) -> Histogram:
+        """Return the histogram of both data sets together; associative, commutative, exact."""
+        exponent = max(self.exponent, other.exponent)
+        return Histogram(exponent, self.grow(exponent).counts + other.grow(exponent).counts)
+
+    def same_as(self, other: Histogram) -> bool:
+        """Whether both hold the same counts over the same range."""
+        return self.exponent == other.exponent and bool(np.array_equal(self.counts, other.counts))
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class TensorStats:
+    """Statistics of one tensor over any number of samples.
+
+    Optional parts are present in all the operands of a merge or in none. The neutral element has ``low = inf``,
+    ``high = -inf`` and ``count = 0``.
+
+    Attributes:
+        low: Smallest value, exact.
+        high: Largest value, exact.
+        count: Number of values.
+        histogram: Counts of the values.
+        channel_absmax: shape (C,), float32, largest magnitude of each channel.
+        channel_sum: shape (C,), float64. Its merge is a float addition: commutative, but associative only up to
+            rounding, so whoever merges must do it in a fixed order (samples ascending).
+        channel_count: Number of values behind each entry of `channel_sum`.
+    """
+
+    low: float
+    high: float
+    count: int
+    histogram: Histogram | None = None
+    channel_absmax: NDArray[np.float32] | None = None
+    channel_sum: NDArray[np.float64] | None = None
+    channel_count: int = 0
+
+    def __post_init__(self) -> None:
+        if self.count < 0 or self.channel_count < 0:
+            raise ValueError(f"negative count: {self.count}, {self.channel_count}")
+        if self.count and not (math.isfinite(self.low) and math.isfinite(self.high) and self.low <= self.high):
+            raise CalibrationError(f"unusable range [{self.low}, {self.high}] of {self.count} values")
+        # -0.0 becomes 0.0, otherwise min() and max() would depend on the order
+        object.__setattr__(self, "low", self.low + 0.0)
+        object.__setattr__(self, "high", self.high + 0.0)
+        for name, dtype in (("channel_absmax", np.float32), ("channel_sum", np.float64)):
+            value = getattr(self, name)
+            if value is not None:
+                value = np.array(value, dtype=dtype)
+                value.flags.writeable = False
+                object.__setattr__(self, name, value)
+
+    @staticmethod
+    def from_array(x: NDArray[np.floating]) -> TensorStats:
+        """Range and histogram of one array.
+
+        Raises:
+            CalibrationError: If `x` is empty, or holds NaN or infinity.
+        """
+        flat = np.asarray(x).reshape(-1)
+        if not flat.size:
+            raise CalibrationError("an empty array has no statistics")
+        return TensorStats(float(flat.min()), float(flat.max()), int(flat.size), Histogram.from_array(flat))
+
+    @property
+    def absmax(self) -> float:
+        """Largest magnitude."""
+        return max(abs(self.low), abs(self.high)) if self.count else 0.0
+
+    @property
+    def channel_mean(self) -> NDArray[np.float64]:
+        """Mean of each channel, shape (C,).
+
+        Raises:
+            CalibrationError: If channel sums were not collected, or over no value.
+        """
+        if self.channel_sum is None or self.channel_count == 0:
+            raise CalibrationError("no channel sums were collected for this tensor; ask for CHANNEL_MEAN")
+        return self.channel_sum / self.channel_count
+
+    def require_histogram(self) -> Histogram:
+        """Return the histogram.
+
+        Raises:
+            CalibrationError: If none was collected or it is empty.
+        """
+        if self.histogram is None or self.count == 0:
+            raise CalibrationError("this method needs a histogram and none was collected; ask for HISTOGRAM")
+        return self.histogram
+
+    def merge(self, other: TensorStats) -> TensorStats:
+        """Return the statistics of both data sets together.
+
+        Raises:
+            ValueError: If only one side has an optional part, or the channel counts differ.
+        """
+        return TensorStats(
+            low=min(self.low, other.low),
+            high=max(self.high, other.high),
+            count=self.count + other.count,
+            histogram=_join("histogram", self.histogram, other.histogram, Histogram.merge),
+            channel_absmax=_join("channel_absmax", self.channel_absmax, other.channel_absmax, _larger),
+            channel_sum=_join("channel_sum", self.channel_sum, other.channel_sum, _sum),
+            channel_count=self.channel_count + other.channel_count,
+        )
+
+
+def _join(name: str, left: T | None, right: T | None, merge: Callable[[T, T], T]) -> T | None:
+    if left is None and right is None:
+        return None
+    if left is None or right is None:
+        raise ValueError(f"only one side of the merge has {name}")
+    return merge(left, right)
+
+
+def _larger(left: NDArray[np.float32], right: NDArray[np.float32]) -> NDArray[np.float32]:
+    _check_shapes(left.shape, right.shape)
+    return np.maximum(left, right)
+
+
+def _sum(left: NDArray[np.float64], right: NDArray[np.float64]) -> NDArray[np.float64]:
+    _check_shapes(left.shape, right.shape)
+    return left + right
+
+
+def _check_shapes(left: tuple[int, ...], right: tuple[int, ...]) -> None:
+    if left != right:
+        raise ValueError(f"channel statistics of shapes {left} and {right} do not merge")
