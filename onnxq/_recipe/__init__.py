@@ -1,0 +1,1 @@
+"""The parts of `onnxq.recipe`; import from there."""

@@ -1,0 +1,111 @@
+"""How ranges are chosen: the methods for activations and for weights, with their parameters."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from onnxq._recipe.base import Model, Number, Share, Shorthand
+
+SearchRange = tuple[Number, Number]
+
+
+class _Search(Model):
+    """A method that tries clipping ratios of the observed range."""
+
+    search_range: SearchRange
+    search_step: Number
+
+    @model_validator(mode="after")
+    def _check_search(self) -> _Search:
+        start, end = self.search_range
+        if not 0 < start < end:
+            raise ValueError(f"search_range found [{start}, {end}]; must be two numbers with 0 < start < end")
+        if not 0 < self.search_step <= end - start:
+            raise ValueError(
+                f"search_step found {self.search_step}; must be > 0 and at most {end - start:g}, "
+                "the length of search_range"
+            )
+        return self
+
+
+class MinMax(Model):
+    """The smallest and the largest value that was seen."""
+
+    name: Literal["minmax"] = "minmax"
+
+
+class Percentile(Model):
+    """Leave out the most extreme values on either side."""
+
+    name: Literal["percentile"] = "percentile"
+    percentile: Share = Field(default=0.9999, description="Part of the values that is kept; 99.99 % is 0.9999.")
+
+
+class KL(Model):
+    """The range whose quantized histogram differs least from the original (Kullback-Leibler)."""
+
+    name: Literal["kl"] = "kl"
+    num_bins: Annotated[int, Field(strict=True, ge=256, le=16384)] = Field(
+        default=2048, description="Bins of the histogram the search runs on."
+    )
+
+
+class ActivationMSE(_Search):
+    """The range with the least mean squared error."""
+
+    name: Literal["mse"] = "mse"
+    search_range: SearchRange = Field(
+        default=(0.3, 1.0), description="Smallest and largest part of the observed range tried."
+    )
+    search_step: Number = Field(default=0.01, description="Distance of the ratios that are tried.")
+
+
+class IFMR(_Search):
+    """Percentile start, then a search for the upper bound with the least mean squared error."""
+
+    name: Literal["ifmr"] = "ifmr"
+    search_range: SearchRange = Field(default=(0.7, 1.3), description="Smallest and largest ratio tried.")
+    search_step: Number = Field(default=0.01, description="Distance of the ratios that are tried.")
+    max_percentile: Share = Field(default=0.999999, description="Part of the values below the initial upper bound.")
+    min_percentile: Share = Field(default=0.999999, description="Part of the values above the initial lower bound.")
+
+
+class HFMG(Model):
+    """Shrink a histogram from both sides; keep the range with the least analytic squared error."""
+
+    name: Literal["hfmg"] = "hfmg"
+    num_of_bins: Literal[1024, 2048, 4096, 8192] = Field(default=4096, description="Bins of the histogram.")
+
+
+class AbsMax(Model):
+    """The largest magnitude; the smallest and largest value where the weights are asymmetric."""
+
+    name: Literal["absmax"] = "absmax"
+
+
+class WeightMSE(_Search):
+    """The scale with the least mean squared error, searched for every scale by itself."""
+
+    name: Literal["mse"] = "mse"
+    search_range: SearchRange = Field(
+        default=(0.3, 1.0), description="Smallest and largest part of the magnitude tried."
+    )
+    search_step: Number = Field(default=0.01, description="Distance of the ratios that are tried.")
+
+
+def _activation_names() -> list[str]:
+    return ["minmax", "percentile", "kl", "mse", "ifmr", "hfmg"]
+
+
+def _weight_names() -> list[str]:
+    return ["absmax", "mse"]
+
+
+ActivationMethod = Annotated[
+    MinMax | Percentile | KL | ActivationMSE | IFMR | HFMG,
+    Field(discriminator="name"),
+    Shorthand("name", _activation_names),
+]
+WeightMethod = Annotated[AbsMax | WeightMSE, Field(discriminator="name"), Shorthand("name", _weight_names)]

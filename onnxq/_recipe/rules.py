@@ -1,0 +1,159 @@
+"""Exceptions for some nodes, and how they are found and merged."""
+
+from __future__ import annotations
+
+import fnmatch
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from onnxq._recipe.base import Flag, Model, Name
+from onnxq._recipe.tensors import ActivationConfig, WeightConfig
+
+Level = Literal["op_type", "name", "node"]
+LEVELS: tuple[Level, ...] = ("op_type", "name", "node")
+"""From the weakest to the strongest."""
+
+
+class Selector(Model):
+    """Which nodes a rule is for; exactly one of the keys."""
+
+    node: Name | None = Field(default=None, description="The exact name of one node.")
+    name: Name | None = Field(
+        default=None, description="A glob over node names: * any characters (also /), ? one, [ab] a set."
+    )
+    op_type: Name | None = Field(default=None, description="An ONNX operator type, such as Conv.")
+
+    @model_validator(mode="after")
+    def _check_one(self) -> Selector:
+        given = [level for level in LEVELS if getattr(self, level) is not None]
+        if len(given) != 1:
+            raise ValueError(f"needs exactly one of node, name, op_type; found {', '.join(given) or 'none'}")
+        return self
+
+    @property
+    def level(self) -> Level:
+        """Which key is given."""
+        return next(level for level in LEVELS if getattr(self, level) is not None)
+
+    @property
+    def value(self) -> str:
+        """The value of the key that is given."""
+        return str(getattr(self, self.level))
+
+    def __str__(self) -> str:
+        return f"{self.level} {self.value!r}"
+
+
+class Rule(Model):
+    """What is different for the nodes it selects.
+
+    ``skip: true`` leaves them float, ``quantize: true`` quantizes them even where the target would
+    not; ``false`` takes a weaker rule's ``true`` back.
+    """
+
+    match: Selector = Field(description="Which nodes.")
+    skip: Flag | None = Field(default=None, description="Leave these nodes float.")
+    quantize: Flag | None = Field(default=None, description="Quantize these nodes though the target leaves them float.")
+    activations: ActivationConfig | None = Field(default=None, description="What differs for their inputs and outputs.")
+    weights: WeightConfig | None = Field(default=None, description="What differs for their weights.")
+
+    @model_validator(mode="after")
+    def _check_effect(self) -> Rule:
+        changes = [k for k in ("quantize", "activations", "weights") if getattr(self, k) not in (None, False)]
+        if self.skip and changes:
+            raise ValueError(f"skip: true excludes {' and '.join(changes)}")
+        if self.skip is None and self.quantize is None and self.activations is None and self.weights is None:
+            raise ValueError("does nothing; give it skip, quantize, activations or weights")
+        return self
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What holds for one node after all rules are applied.
+
+    Attributes:
+        activations: The recipe's and the rules' wishes merged; what is still None is the target's default.
+        weights: Likewise.
+        skip: The user wants the node float.
+        force: The user wants the node quantized though the target leaves it float.
+        reason: Which entry of the recipe decided `skip` or `force`; empty where none did.
+    """
+
+    activations: ActivationConfig
+    weights: WeightConfig
+    skip: bool = False
+    force: bool = False
+    reason: str = ""
+
+
+def is_glob(text: str) -> bool:
+    """Whether `text` holds a character that is special in a glob."""
+    return any(mark in text for mark in "*?[")
+
+
+def skip_rules(entries: Sequence[str]) -> list[tuple[str, Rule]]:
+    """The rules a list of skip entries stands for, each with the text that names its origin.
+
+    An entry is a node name, a glob over names and an operator type all at once.
+    """
+    rules: list[tuple[str, Rule]] = []
+    for entry in entries:
+        label = f"the recipe skips {entry!r}"
+        levels: tuple[Level, ...] = ("name", "node") if is_glob(entry) else ("op_type", "node")
+        rules.extend((label, Rule(match=Selector(**{level: entry}), skip=True)) for level in levels)
+    return rules
+
+
+class Resolver:
+    """The rules of a recipe, indexed: resolving a node costs the number of globs, not of rules.
+
+    Args:
+        activations: The recipe's default for activations.
+        weights: The recipe's default for weights.
+        rules: Every rule with the text that names it, in the order they were written.
+    """
+
+    def __init__(self, activations: ActivationConfig, weights: WeightConfig, rules: Iterable[tuple[str, Rule]]) -> None:
+        self._base = Settings(activations, weights)
+        self._exact: dict[tuple[Level, str], list[tuple[str, Rule]]] = {}
+        self._globs: list[tuple[re.Pattern[str], str, Rule]] = []
+        for label, rule in rules:
+            level, value = rule.match.level, rule.match.value
+            if level == "name":
+                self._globs.append((re.compile(fnmatch.translate(value)), label, rule))
+            else:
+                self._exact.setdefault((level, value), []).append((label, rule))
+        self._merged: dict[tuple[int, ...], Settings] = {}
+
+    def matching(self, node_name: str, op_type: str) -> list[tuple[str, Rule]]:
+        """The rules that select a node, the weakest first."""
+        named = [(label, rule) for pattern, label, rule in self._globs if pattern.match(node_name)]
+        return [*self._exact.get(("op_type", op_type), ()), *named, *self._exact.get(("node", node_name), ())]
+
+    def resolve(self, node_name: str, op_type: str) -> Settings:
+        """What holds for one node."""
+        found = self.matching(node_name, op_type)
+        key = tuple(id(rule) for _, rule in found)
+        if key not in self._merged:
+            self._merged[key] = self._merge(found)
+        return self._merged[key]
+
+    def _merge(self, found: list[tuple[str, Rule]]) -> Settings:
+        activations, weights = self._base.activations, self._base.weights
+        skip = force = False
+        reason = ""
+        for label, rule in found:
+            activations = rule.activations.over(activations) if rule.activations else activations
+            weights = rule.weights.over(weights) if rule.weights else weights
+            before = (skip, force)
+            if rule.skip is not None:
+                skip, force = rule.skip, force and not rule.skip
+            if rule.quantize is not None:
+                skip, force = skip and not rule.quantize, rule.quantize
+            if (skip, force) != before:
+                reason = label if skip or force else ""
+        return Settings(activations, weights, skip=skip, force=force, reason=reason)

@@ -1,0 +1,92 @@
+"""What is wanted of activations and of weights; every field may be left to something else."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from pydantic import Discriminator, Field, Tag, model_validator
+
+from onnxq._recipe.base import Count, Flag, Model
+from onnxq._recipe.methods import ActivationMethod, WeightMethod
+from onnxq.spec import QType
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+TypeName = Literal["int2", "uint2", "int4", "uint4", "int8", "uint8", "int16", "uint16"]
+Bits = Annotated[int, Field(strict=True, ge=2, le=16)]
+
+
+class BlockShape(Model):
+    """Runs of elements that share a scale."""
+
+    axis: Annotated[int, Field(strict=True)] | None = Field(
+        default=None, description="The axis that is cut into runs; None is the axis the operator sums over."
+    )
+    size: Count = Field(description="How many elements share a scale.")
+
+
+class Blockwise(Model):
+    """One scale per run of elements along an axis."""
+
+    per_block: BlockShape
+
+
+def _granularity_tag(value: object) -> str:
+    return "block" if isinstance(value, (dict, Blockwise)) else "name"
+
+
+GranularityConfig = Annotated[
+    Annotated[Literal["per_tensor", "per_axis"], Tag("name")] | Annotated[Blockwise, Tag("block")],
+    Discriminator(_granularity_tag),
+]
+
+
+class TensorConfig(Model):
+    """How tensors are quantized. A field that is absent is taken from the next more general place."""
+
+    type: TypeName | None = Field(default=None, description="Integer type the codes are stored in.")
+    bits: Bits | None = Field(default=None, description="Width in use, 2 to 16; absent: the width of the type.")
+    symmetric: Flag | None = Field(default=None, description="Keep the zero point in the middle of the codes.")
+    narrow: Flag | None = Field(default=None, description="Leave out the lowest code (int8: -127 to 127).")
+    granularity: GranularityConfig | None = Field(
+        default=None, description="Which elements share a scale: per_tensor, per_axis or {per_block: {axis, size}}."
+    )
+
+    @model_validator(mode="after")
+    def _check_width(self) -> Self:
+        if self.type is not None and self.bits is not None and self.bits > QType.parse(self.type).bits:
+            raise ValueError(f"bits found {self.bits}; do not fit into type {self.type}")
+        return self
+
+    def over(self, base: Self) -> Self:
+        """This configuration, with `base` deciding what it leaves open.
+
+        `type` and `bits` go together: a type of its own sets the width; a width of its own that is
+        too wide for the type of `base` takes the narrowest type that holds it.
+
+        Args:
+            base: The more general configuration.
+        """
+        merged = {name: getattr(base, name) for name in type(self).model_fields}
+        own = {name: getattr(self, name) for name in type(self).model_fields}
+        if self.type is not None:
+            merged["bits"] = None
+        elif self.bits is not None and base.type is not None:
+            inherited = QType.parse(base.type)
+            if self.bits > inherited.bits:
+                merged["type"] = QType.container(self.bits, signed=inherited.signed).label
+        merged.update({name: value for name, value in own.items() if value is not None})
+        return type(self)(**merged)
+
+
+class ActivationConfig(TensorConfig):
+    """How activations are quantized."""
+
+    method: ActivationMethod | None = Field(default=None, description="How the range is chosen.")
+
+
+class WeightConfig(TensorConfig):
+    """How weights are quantized."""
+
+    method: WeightMethod | None = Field(default=None, description="How the scale is chosen.")
