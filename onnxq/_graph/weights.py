@@ -1,0 +1,268 @@
+"""Where the numbers of a constant lie: in a protobuf, in an array, in a file, or not made yet.
+
+A `gs.Constant` of onnxq holds one of these instead of an array, so that graph edits never touch
+the numbers. All of them are immutable and can be shared by several graphs.
+"""
+
+from __future__ import annotations
+
+import abc
+import math
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx_graphsurgeon.ir.tensor import LazyValues
+
+from onnxq._graph import dtypes
+from onnxq.errors import ModelError
+
+
+@dataclass(frozen=True, slots=True)
+class LazyArray:
+    """An array that is computed only when it is read or saved, and not kept.
+
+    Attributes:
+        shape: Its shape.
+        dtype: Its numpy or ml_dtypes type.
+        make: Returns the array; must return the same numbers each time it is called.
+    """
+
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+    make: Callable[[], NDArray[Any]]
+
+
+class Weights(LazyValues, abc.ABC):  # type: ignore[misc] # gs is untyped
+    """The numbers of one constant.
+
+    Attributes:
+        shape: Shape of the array.
+        dtype: Its numpy or ml_dtypes type; `object` for strings.
+        onnx_type: Its element type as ONNX numbers it.
+        nbytes: Bytes in `raw_data` form; 0 where there is no such form (strings).
+        template: A TensorProto without name and numbers whose other fields are kept, or None.
+    """
+
+    def __init__(self, shape: tuple[int, ...], onnx_type: int, template: onnx.TensorProto | None = None) -> None:
+        # LazyValues.__init__ is left out on purpose: it wants a TensorProto that holds the numbers
+        self.shape: tuple[int, ...] = shape
+        self.onnx_type = onnx_type
+        self.dtype: np.dtype[Any] | None = dtypes.to_numpy(onnx_type)
+        self.nbytes = dtypes.raw_size(onnx_type, math.prod(shape))
+        self.template = template
+
+    @abc.abstractmethod
+    def array(self) -> NDArray[Any]:
+        """The numbers, read-only; a view or a memmap where that is possible."""
+
+    def load(self) -> NDArray[Any]:
+        """Called by graphsurgeon for ``constant.values``."""
+        return self.array()
+
+    def raw(self) -> memoryview | bytes | None:
+        """The numbers as `raw_data`: little endian, small types packed; None for strings."""
+        if self.onnx_type == onnx.TensorProto.STRING:
+            return None
+        return to_raw(self.array(), self.onnx_type)
+
+    @property
+    def tensor(self) -> onnx.TensorProto:
+        """The numbers as a TensorProto without a name (graphsurgeon's exporter asks for it)."""
+        return self.proto("")
+
+    def stub(self, name: str) -> onnx.TensorProto:
+        """A TensorProto with everything but the numbers."""
+        stub = onnx.TensorProto()
+        if self.template is not None:
+            stub.CopyFrom(self.template)
+        stub.name = name
+        stub.data_type = self.onnx_type
+        del stub.dims[:]
+        stub.dims.extend(self.shape)
+        return stub
+
+    def proto(self, name: str) -> onnx.TensorProto:
+        """A new TensorProto that holds the numbers."""
+        proto = self.stub(name)
+        raw = self.raw()
+        if raw is None:
+            proto.string_data.extend(_to_bytes(item) for item in self.array().reshape(-1))
+        else:
+            proto.raw_data = bytes(raw)
+        return proto
+
+
+class ProtoWeights(Weights):
+    """Numbers inside a TensorProto, in whichever of its fields."""
+
+    def __init__(self, source: onnx.TensorProto) -> None:
+        super().__init__(tuple(source.dims), source.data_type)
+        self._source = source
+
+    def array(self) -> NDArray[Any]:
+        """See `Weights.array`."""
+        return read_only(onnx.numpy_helper.to_array(self._source))
+
+    def raw(self) -> memoryview | bytes | None:
+        """See `Weights.raw`."""
+        return self._source.raw_data if self._source.HasField("raw_data") else super().raw()
+
+    def stub(self, name: str) -> onnx.TensorProto:
+        """See `Weights.stub`."""
+        stub = super().stub(name)
+        stub.doc_string = self._source.doc_string
+        stub.metadata_props.extend(self._source.metadata_props)
+        return stub
+
+    def proto(self, name: str) -> onnx.TensorProto:
+        """See `Weights.proto`."""
+        proto = onnx.TensorProto()
+        proto.CopyFrom(self._source)
+        if name or self._source.HasField("name"):
+            proto.name = name
+        return proto
+
+
+class ArrayWeights(Weights):
+    """Numbers in an array of this process; nobody else may write to it."""
+
+    def __init__(self, array: NDArray[Any]) -> None:
+        super().__init__(array.shape, dtypes.to_onnx(array.dtype))
+        self._array = read_only(array)
+
+    def array(self) -> NDArray[Any]:
+        """See `Weights.array`."""
+        return self._array
+
+
+class LazyWeights(Weights):
+    """Numbers that are computed each time they are asked for."""
+
+    def __init__(self, lazy: LazyArray) -> None:
+        super().__init__(tuple(lazy.shape), dtypes.to_onnx(np.dtype(lazy.dtype)))
+        self._lazy = lazy
+
+    def array(self) -> NDArray[Any]:
+        """See `Weights.array`.
+
+        Raises:
+            ValueError: If the maker's array is not of the promised shape and type.
+        """
+        array = np.asarray(self._lazy.make())
+        if array.shape != self.shape or array.dtype != self.dtype:
+            raise ValueError(f"a lazy array made {array.dtype} {array.shape}, promised {self.dtype} {self.shape}")
+        return read_only(array)
+
+
+class FileWeights(Weights):
+    """Numbers in `raw_data` form in a region of a file, read through a memory map.
+
+    Each read makes a map of its own, so that the memory is given back with the last view of it.
+    """
+
+    def __init__(
+        self,
+        file: Path | IO[bytes],
+        offset: int,
+        shape: tuple[int, ...],
+        onnx_type: int,
+        template: onnx.TensorProto | None = None,
+    ) -> None:
+        super().__init__(shape, onnx_type, template)
+        self._file = file
+        self._offset = offset
+
+    def array(self) -> NDArray[Any]:
+        """See `Weights.array`."""
+        if dtypes.packed_bits(self.onnx_type):
+            return read_only(dtypes.unpack(self._map(), self.onnx_type, self.shape))
+        return self._map().view(np.dtype(self.dtype)).reshape(self.shape)
+
+    def raw(self) -> memoryview | bytes | None:
+        """See `Weights.raw`."""
+        return self._map().data
+
+    def _map(self) -> NDArray[np.uint8]:
+        if self.nbytes == 0:
+            return np.empty(0, np.uint8)
+        try:
+            mapped = np.memmap(self._file, np.uint8, mode="r", offset=self._offset, shape=(self.nbytes,))
+        except (OSError, ValueError) as err:
+            raise ModelError(f"cannot read the weights in {self._file}: {err}; was the file changed or moved?") from err
+        return np.asarray(mapped)
+
+
+class SparseWeights(Weights):
+    """A sparse initializer, kept as it is and read as a dense array."""
+
+    def __init__(self, source: onnx.SparseTensorProto) -> None:
+        super().__init__(tuple(source.dims), source.values.data_type)
+        self.source = source
+
+    def array(self) -> NDArray[Any]:
+        """See `Weights.array`."""
+        values = onnx.numpy_helper.to_array(self.source.values)
+        indices = onnx.numpy_helper.to_array(self.source.indices)
+        dense = np.zeros(self.shape, values.dtype)
+        if indices.ndim == 1:
+            dense.reshape(-1)[indices] = values
+        else:
+            dense[tuple(indices.T)] = values
+        return read_only(dense)
+
+
+class Spill:
+    """Keeps new arrays in memory up to a budget and the rest in an unnamed temporary file.
+
+    Attributes:
+        budget: Bytes that may still be kept in memory.
+    """
+
+    SMALL = 1 << 16
+
+    def __init__(self, budget: int = 256 << 20) -> None:
+        self.budget = budget
+        self._file: IO[bytes] | None = None
+
+    def keep(self, array: NDArray[Any]) -> Weights:
+        """Take a private copy of `array`."""
+        onnx_type = dtypes.to_onnx(array.dtype)
+        in_memory = array.nbytes <= self.SMALL or array.nbytes <= self.budget
+        if in_memory or onnx_type == onnx.TensorProto.STRING:
+            self.budget -= array.nbytes
+            return ArrayWeights(np.array(array, order="C"))
+        if self._file is None:
+            self._file = tempfile.TemporaryFile(prefix="onnxq-")  # noqa: SIM115 - lives as long as the constants
+        offset = self._file.seek(0, 2)
+        raw = to_raw(array, onnx_type)
+        self._file.write(raw)
+        self._file.flush()
+        return FileWeights(self._file, offset, array.shape, onnx_type)
+
+
+def read_only(array: NDArray[Any]) -> NDArray[Any]:
+    """A view of `array` that cannot be written to."""
+    view: NDArray[Any] = array.view()
+    view.flags.writeable = False
+    return view
+
+
+def to_raw(array: NDArray[Any], onnx_type: int) -> memoryview:
+    """The bytes of `array` as ONNX's `raw_data` wants them; a view where possible."""
+    bits = dtypes.packed_bits(onnx_type)
+    if bits:
+        return dtypes.pack(array, bits).data
+    flat = np.ascontiguousarray(array).reshape(-1)
+    if flat.dtype.byteorder == ">":
+        flat = flat.astype(flat.dtype.newbyteorder("<"))
+    return flat.view(np.uint8).data
+
+
+def _to_bytes(item: str | bytes) -> bytes:
+    return item.encode() if isinstance(item, str) else item
