@@ -85,7 +85,9 @@ class GraphBuilder:
         """Append a node called `name` and return its first output, `name/out`."""
         output = f"{name}/out"
         outputs = [output, *extra_outputs]
-        self._nodes.append(helper.make_node(op_type, inputs, outputs, name=name, **attributes))
+        node = helper.make_node(op_type, inputs, outputs, name=name)
+        node.attribute.extend(helper.make_attribute(key, attributes[key]) for key in sorted(attributes))
+        self._nodes.append(node)
         return output
 
     def constant(self, name: str, value: NDArray[Any]) -> str:

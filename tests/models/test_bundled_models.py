@@ -36,7 +36,7 @@ def _rows() -> dict[str, dict[str, str]]:
 
 
 def _opset(model: onnx.ModelProto) -> int:
-    return next(entry.version for entry in model.opset_import if entry.domain == "")
+    return int(next(entry.version for entry in model.opset_import if entry.domain == ""))
 
 
 def _images(name: str) -> NDArray[np.float32]:
