@@ -134,7 +134,7 @@ class Recipe(Model):
         """Build a recipe from mappings, lists, strings and numbers.
 
         Args:
-            content: As `to_dict` gives it; what is absent has its default.
+            content: As `to_dict` gives it; what is absent, or None at the top, has its default.
             source: Where it comes from, for messages.
 
         Raises:
@@ -144,7 +144,7 @@ class Recipe(Model):
         if wrong:
             raise InvalidRecipe([Problem((), f"key {key!r} is not a string") for key in wrong], source=source)
         try:
-            return Recipe(**dict[str, Any](content))
+            return Recipe(**{key: value for key, value in dict[str, Any](content).items() if value is not None})
         except InvalidRecipe as err:
             raise InvalidRecipe(list(err.problems), source=source) from None
 
@@ -165,8 +165,14 @@ class Recipe(Model):
         return yaml.safe_dump(self.to_dict(defaults=defaults), sort_keys=False, allow_unicode=True)
 
     def digest(self) -> str:
-        """sha256 of the canonical JSON of `to_dict`: equal recipes have equal digests, however written."""
-        text = json.dumps(self.to_dict(), sort_keys=True, separators=(",", ":"), allow_nan=False)
+        """sha256 of the canonical JSON of all that decides the result: equal however it was written.
+
+        The batch size and the memory budget never change a result and are left out.
+        """
+        content = self.to_dict()
+        decisive = self.calibration.replace(batch_size=None, memory_budget_mb=16)
+        content["calibration"] = plain(decisive)
+        text = json.dumps(content, sort_keys=True, separators=(",", ":"), allow_nan=False)
         return hashlib.sha256(text.encode()).hexdigest()
 
     @staticmethod

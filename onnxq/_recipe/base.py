@@ -130,6 +130,10 @@ def _text(model: type[Model], line: ErrorDetails) -> str:
             return str(context["error"])
         case "model_type" | "model_attributes_type" | "dict_type":
             return f"found {found}; must be a mapping"
+        case "tuple_type":
+            return f"found {found}; must be a list"
+        case "too_long":
+            return f"found {found}; must be a list of {context['max_length']}"
     return f"found {found}; {line['msg'].replace('Input should be', 'must be')}"
 
 
@@ -159,6 +163,28 @@ class Shorthand:
 
     def __get_pydantic_json_schema__(self, schema: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
         return {"anyOf": [{"type": "string", "enum": self.names()}, handler(schema)]}
+
+
+class Repeat:
+    """Lets one number stand for a list that repeats it.
+
+    Args:
+        times: How often.
+    """
+
+    def __init__(self, times: int) -> None:
+        self.times = times
+
+    def _expand(self, value: object) -> object:
+        return (value,) * self.times if isinstance(value, (int, float)) else value
+
+    def __get_pydantic_core_schema__(self, source: object, handler: GetCoreSchemaHandler) -> CoreSchema:
+        return core_schema.no_info_before_validator_function(self._expand, handler(source))
+
+    def __get_pydantic_json_schema__(self, schema: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
+        content = handler(schema)
+        item = content["items"] if "items" in content else content["prefixItems"][0]
+        return {"anyOf": [item, content]}
 
 
 def plain(model: BaseModel, *, defaults: bool = True) -> dict[str, object]:

@@ -6,9 +6,10 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from onnxq._recipe.base import Count, Flag, Model, Name, Number, Seed, Shorthand
+from onnxq._recipe.base import Count, Flag, Model, Name, Number, Repeat, Seed, Shorthand
 
-Pixels = tuple[Count, Count]
+Pixels = Annotated[tuple[Count, Count], Repeat(2)]
+"""(height, width)."""
 
 
 class FuseConfig(Model):
@@ -41,26 +42,29 @@ class BalanceConfig(Model):
 class ImagePreprocess(Model):
     """How an image file becomes a feed: decode, colour, resize, crop, ``(x * scale - mean) / std``, layout."""
 
-    size: Count | Pixels | None = Field(
+    size: Pixels | None = Field(
         default=None, description="Resize to this (height, width), aspect ratio not kept; one number is a square."
     )
     resize_short_side: Count | None = Field(
         default=None, description="Resize so that the shorter side has this length, aspect ratio kept."
     )
-    crop: Count | Pixels | None = Field(default=None, description="Cut this (height, width) out of the centre.")
+    crop: Pixels | None = Field(default=None, description="Cut this (height, width) out of the centre.")
     interpolation: Literal["linear", "nearest", "cubic", "area"] = Field(
         default="linear", description="As OpenCV defines it."
     )
     scale: Annotated[float, Field(strict=True, gt=0)] = Field(
         default=1 / 255, description="Factor of the pixels (0 to 255) before mean and std."
     )
-    mean: tuple[Number, ...] = Field(
+    mean: Annotated[tuple[Number, ...], Repeat(1)] = Field(
         default=(0.0,), description="Subtracted after scaling; one number or one per channel."
     )
-    std: tuple[Annotated[float, Field(strict=True, gt=0)], ...] = Field(
+    std: Annotated[tuple[Annotated[float, Field(strict=True, gt=0)], ...], Repeat(1)] = Field(
         default=(1.0,), description="Divided by after the mean; one number or one per channel."
     )
     layout: Literal["NCHW", "NHWC"] = Field(default="NCHW", description="Order of the model's input dimensions.")
+    orientation: Flag = Field(
+        default=False, description="Turn the image as its EXIF tag says; most training pipelines do not."
+    )
     color: Literal["RGB", "BGR", "GRAY"] = Field(default="RGB", description="Order of the channels.")
 
     @property

@@ -1,0 +1,213 @@
+"""From an image file to a feed, each step as OpenCV does it.
+
+The order is fixed: decode to 8 bits per channel, colour, resize, centre crop (all on 8-bit pixels),
+then ``(x * scale - mean) / std`` in float32, layout, batch axis. Decoding gives the pixels as they
+are stored: the EXIF orientation is not applied unless `ImagePreprocess.orientation` asks for it
+(viewers and phones do, training pipelines built on Pillow or TensorFlow do not), transparency is
+dropped and 16-bit images are reduced to 8 bits.
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar, cast
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from onnxq.errors import DataError
+from onnxq.recipe import ImagePreprocess
+
+Pixels = NDArray[np.uint8]
+T = TypeVar("T")
+
+SUFFIXES = frozenset({".bmp", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"})
+"""Endings of the image files that are read."""
+
+_INTERPOLATIONS = {
+    "linear": cv2.INTER_LINEAR,
+    "nearest": cv2.INTER_NEAREST,
+    "cubic": cv2.INTER_CUBIC,
+    "area": cv2.INTER_AREA,
+}
+
+
+def preprocess_file(path: Path, config: ImagePreprocess) -> NDArray[np.float32]:
+    """Read an image file and return what the model is fed.
+
+    Args:
+        path: The file.
+        config: What to do.
+
+    Returns:
+        float32, shape (1, C, H, W) or (1, H, W, C) as `config.layout` says.
+
+    Raises:
+        DataError: If the file is not an image OpenCV reads, or is smaller than the crop.
+    """
+    try:
+        data = path.read_bytes()
+    except OSError as err:
+        raise DataError(f"{path}: cannot be read: {err.strerror or err}") from err
+    try:
+        return preprocess(decode(data, orientation=config.orientation), config)
+    except DataError as err:
+        raise DataError(f"{path}: {err}") from err
+
+
+def decode(data: bytes, *, orientation: bool = False) -> Pixels:
+    """Decode an image file.
+
+    Args:
+        data: Content of the file.
+        orientation: Turn the image as its EXIF tag says.
+
+    Returns:
+        uint8, shape (H, W, 3), channels in the order blue, green, red.
+
+    Raises:
+        DataError: If OpenCV cannot decode it.
+    """
+    flags = cv2.IMREAD_COLOR if orientation else cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION
+    image = cv2.imdecode(np.frombuffer(data, np.uint8), flags) if data else None
+    if image is None:
+        raise DataError(f"is not an image that OpenCV can decode ({len(data)} bytes)")
+    return cast(Pixels, image)
+
+
+def preprocess(image: Pixels, config: ImagePreprocess) -> NDArray[np.float32]:
+    """Turn pixels into what the model is fed.
+
+    Args:
+        image: uint8, shape (H, W, 3), channels in the order blue, green, red.
+        config: What to do.
+
+    Returns:
+        float32, shape (1, C, H, W) or (1, H, W, C) as `config.layout` says.
+
+    Raises:
+        DataError: If the image is smaller than the crop.
+    """
+    image = to_color(image, config.color)
+    image = resize(image, config)
+    if config.crop is not None:
+        image = center_crop(image, config.crop)
+    pixels = normalize(image, config)
+    if config.layout == "NCHW":
+        pixels = pixels.transpose(2, 0, 1)
+    return np.ascontiguousarray(pixels[np.newaxis])
+
+
+def to_color(image: Pixels, color: str) -> Pixels:
+    """Reorder or reduce the channels of a blue-green-red image; shape (H, W, 3) or, gray, (H, W, 1)."""
+    if color == "RGB":
+        return cast(Pixels, cv2.cvtColor(image, cv2.COLOR_BGR2RGB))
+    if color == "GRAY":
+        return cast(Pixels, cv2.cvtColor(image, cv2.COLOR_BGR2GRAY))[:, :, np.newaxis]
+    return image
+
+
+def resize(image: Pixels, config: ImagePreprocess) -> Pixels:
+    """Resize to `config.size`, or so that the shorter side is `config.resize_short_side`.
+
+    The longer side is then rounded down to whole pixels. Shape (H, W, C) in and out.
+    """
+    height, width = image.shape[:2]
+    if config.size is not None:
+        wanted_height, wanted_width = config.size
+    elif config.resize_short_side is not None:
+        short = min(height, width)
+        wanted_height = max(1, height * config.resize_short_side // short)
+        wanted_width = max(1, width * config.resize_short_side // short)
+    else:
+        return image
+    if (height, width) == (wanted_height, wanted_width):
+        return image
+    method = _INTERPOLATIONS[config.interpolation]
+    resized = cv2.resize(image, (wanted_width, wanted_height), interpolation=method)
+    # OpenCV drops the last axis of an image with one channel.
+    return cast(Pixels, resized.reshape(wanted_height, wanted_width, image.shape[2]))
+
+
+def center_crop(image: Pixels, size: tuple[int, int]) -> Pixels:
+    """Cut `size` (height, width) out of the centre, offsets rounded down; shape (H, W, C) in and out.
+
+    Raises:
+        DataError: If the image is smaller.
+    """
+    height, width = image.shape[:2]
+    if height < size[0] or width < size[1]:
+        raise DataError(
+            f"the image is {height} x {width} (height x width) before cropping, smaller than crop "
+            f"{size[0]} x {size[1]}; set size or resize_short_side"
+        )
+    top, left = (height - size[0]) // 2, (width - size[1]) // 2
+    return image[top : top + size[0], left : left + size[1]]
+
+
+def normalize(image: Pixels, config: ImagePreprocess) -> NDArray[np.float32]:
+    """``(x * scale - mean) / std`` in float32, in this order of operations; shape (H, W, C) in and out."""
+    mean = np.asarray(config.mean, np.float32)
+    std = np.asarray(config.std, np.float32)
+    result = image.astype(np.float32)
+    result *= np.float32(config.scale)
+    result -= mean
+    result /= std
+    return result
+
+
+@dataclass(frozen=True, slots=True)
+class _Failure:
+    error: BaseException
+
+
+class _End:
+    """Nothing comes any more."""
+
+
+def prefetch(make: Callable[[], Iterator[T]], depth: int = 8) -> Iterator[T]:
+    """Iterate in a thread of its own, up to `depth` items ahead; order and errors are kept.
+
+    The thread ends when the iteration is finished, fails or is abandoned.
+
+    Args:
+        make: Gives the iterator; called in the thread.
+        depth: How many finished items may wait.
+    """
+    items: queue.Queue[Any] = queue.Queue(maxsize=depth)
+    stopped = threading.Event()
+    worker = threading.Thread(target=_produce, args=(make, items, stopped), name="onnxq-prefetch", daemon=True)
+    worker.start()
+    try:
+        while not isinstance(item := items.get(), _End):
+            if isinstance(item, _Failure):
+                raise item.error
+            yield item
+    finally:
+        stopped.set()
+        worker.join()
+
+
+def _produce(make: Callable[[], Iterator[T]], items: queue.Queue[Any], stopped: threading.Event) -> None:
+    try:
+        for item in make():
+            if not _put(items, item, stopped):
+                return
+        _put(items, _End(), stopped)
+    except BaseException as err:  # noqa: BLE001 - raised again where the items are wanted
+        _put(items, _Failure(err), stopped)
+
+
+def _put(items: queue.Queue[Any], item: object, stopped: threading.Event) -> bool:
+    while not stopped.is_set():
+        try:
+            items.put(item, timeout=0.05)
+        except queue.Full:
+            continue
+        return True
+    return False
