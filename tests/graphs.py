@@ -17,9 +17,10 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 from onnx import numpy_helper
 
+from onnxq.context import QuantContext
+from onnxq.graph import GraphModel
+
 if TYPE_CHECKING:
-    from onnxq.context import QuantContext
-    from onnxq.graph import GraphModel
     from onnxq.passes._base import Pass, PassReport
 
 Feed = dict[str, NDArray[Any]]
@@ -45,8 +46,6 @@ def build(text: str, *, opset: int = 17, ir_version: int = 8, check: bool = True
 
 def graph_of(text: str, *, opset: int = 17, **constants: Any) -> GraphModel:
     """`build` as a `GraphModel`."""
-    from onnxq.graph import GraphModel
-
     return GraphModel.from_proto(build(text, opset=opset, **constants))
 
 
@@ -133,8 +132,6 @@ def assert_same_function(before: onnx.ModelProto, after: onnx.ModelProto | Graph
 
 def context(**values: Any) -> QuantContext:
     """A `QuantContext`; recipe and target are None unless given, for passes that need neither."""
-    from onnxq.context import QuantContext
-
     return QuantContext(**{"recipe": cast("Any", None), "target": cast("Any", None), **values})
 
 
