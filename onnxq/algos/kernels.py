@@ -12,18 +12,23 @@ import numpy as np
 from numba import types
 from numpy.typing import NDArray
 
-from onnxq.algos._jit import f32, f32_in, f32_in3, f64, i64, i64_pair, kernel, u32
+from onnxq.algos._jit import f32, f32_in, f32_in2, f32_in3, f64, i64, i64_pair, kernel, u32
 from onnxq.stats import BINS, HALF, HALF_LOG2
 
-#: Number of interleaved sub-tables of `count_into`: equal neighbours (the zeros behind a Relu) then do not wait for
-#: each other's store. Four tables of the bins in use still fit into the first- and second-level caches.
-LANES = 4
-#: Below this size the reduction of the sub-tables costs more than the waiting they save.
-_SMALL = 1 << 15
+#: Number of sub-tables of `count_into`, interleaved: equal neighbours (the zeros behind a Relu) then do not wait for
+#: each other's store. Two are fastest: with more, the bins in use outgrow the first-level cache.
+LANES = 2
+#: Below this size draining the sub-tables costs more than the waiting they save.
+_SMALL = 1 << 14
+_CHUNK = 2048
 _MAGNITUDE = np.int32(0x7FFFFFFF)
 _INFINITY = np.int32(0x7F800000)
 
 i32_in = types.Array(types.int32, 1, "C", readonly=True)
+i32_in2 = types.Array(types.int32, 2, "C", readonly=True)
+i32_in3 = types.Array(types.int32, 3, "C", readonly=True)
+i32_out = types.Array(types.int32, 1, "C")
+f64_out = types.Array(f64, 1, "C")
 counts_t = types.Array(i64, 1, "C")
 lanes_t = types.Array(u32, 2, "C")
 
@@ -54,10 +59,10 @@ def count_into(
 
     Args:
         x: float32, C contiguous, any shape. Every magnitude must be < ``2**exponent``: checking is the business of the
-            caller, who knows the range from `min_max`. What lies outside is counted in the outermost bin.
+            caller, who knows the range from `min_max`. What lies outside is counted in any bin.
         counts: shape (BINS,), int64, written.
         exponent: Range of the histogram.
-        lanes: Scratch of shape (LANES, BINS), uint32, all zero before and after; made by `make_lanes`. Passing one
+        lanes: Scratch of shape (BINS, LANES), uint32, all zero before and after; made by `make_lanes`. Passing one
             saves its allocation. Not to be shared between threads.
     """
     flat = _flat(x)
@@ -73,8 +78,8 @@ def count_into(
 
 
 def make_lanes() -> NDArray[np.uint32]:
-    """Return scratch for `count_into`, shape (LANES, BINS), uint32, zero."""
-    return np.zeros((LANES, BINS), np.uint32)
+    """Return scratch for `count_into`, shape (BINS, LANES), uint32, zero."""
+    return np.zeros((BINS, LANES), np.uint32)
 
 
 def channel_absmax(x: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -149,79 +154,85 @@ def _ordered_range(bits: NDArray[np.int32]) -> tuple[int, int]:
 @kernel(types.void(f32_in, counts_t, f32, f32))
 def _count_small(x: NDArray[np.float32], counts: NDArray[np.int64], inverse: float, width: float) -> None:
     for i in range(x.size):
-        v = x[i]
-        bin_ = np.int32(v * inverse)
-        bin_ -= np.int32(v < np.float32(bin_) * width)
-        counts[min(max(bin_ + HALF, 0), BINS - 1)] += 1
+        bin_ = np.int32(x[i] * inverse)
+        bin_ -= np.int32(x[i] < np.float32(bin_) * width)
+        counts[np.uint64((bin_ + HALF) & (BINS - 1))] += 1
 
 
 @kernel(types.void(f32_in, lanes_t, f32, f32))
 def _count_lanes(x: NDArray[np.float32], lanes: NDArray[np.uint32], inverse: float, width: float) -> None:
-    chunk = 1024
-    index = np.empty(chunk, np.int32)
-    for start in range(0, x.size, chunk):
-        size = min(chunk, x.size - start)
-        for i in range(size):  # vectorised: no branch, no table
-            v = x[start + i]
-            bin_ = np.int32(v * inverse)
-            # truncation to floor; compared with v itself, because v * inverse may have underflowed to zero
-            bin_ -= np.int32(v < np.float32(bin_) * width)
-            index[i] = min(max(bin_ + np.int32(HALF), np.int32(0)), np.int32(BINS - 1))
-        quads = size // 4
-        for q in range(quads):
-            lanes[0, index[4 * q]] += np.uint32(1)
-            lanes[1, index[4 * q + 1]] += np.uint32(1)
-            lanes[2, index[4 * q + 2]] += np.uint32(1)
-            lanes[3, index[4 * q + 3]] += np.uint32(1)
-        for i in range(4 * quads, size):
-            lanes[0, index[i]] += np.uint32(1)
+    """Find the bins of a chunk in vector registers, then count them; unsigned indices spare the test for negatives."""
+    index = np.empty(_CHUNK, np.uint32)
+    for start in range(0, x.size, _CHUNK):
+        part = x[start : start + _CHUNK]
+        if inverse >= 1:
+            for i in range(part.size):
+                index[i] = (np.int32(np.floor(part[i] * inverse)) + np.int32(HALF)) & np.int32(BINS - 1)
+        else:  # the product may underflow to -0.0: truncate, then compare the lower edge with the value itself
+            for i in range(part.size):
+                bin_ = np.int32(part[i] * inverse)
+                bin_ -= np.int32(part[i] < np.float32(bin_) * width)
+                index[i] = (bin_ + np.int32(HALF)) & np.int32(BINS - 1)
+        pairs = part.size // LANES
+        for i in range(pairs):
+            lanes[np.uint64(index[np.uint64(2 * i)]), np.uint64(0)] += np.uint32(1)
+            lanes[np.uint64(index[np.uint64(2 * i + 1)]), np.uint64(1)] += np.uint32(1)
+        for i in range(2 * pairs, part.size):
+            lanes[np.uint64(index[i]), np.uint64(0)] += np.uint32(1)
 
 
 @kernel(types.void(lanes_t, counts_t))
 def _drain(lanes: NDArray[np.uint32], counts: NDArray[np.int64]) -> None:
-    for lane in range(lanes.shape[0]):
-        for i in range(lanes.shape[1]):
-            counts[i] += np.int64(lanes[lane, i])
-            lanes[lane, i] = np.uint32(0)
+    for i in range(lanes.shape[0]):
+        counts[i] += np.int64(lanes[i, 0]) + np.int64(lanes[i, 1])
+        lanes[i, 0] = np.uint32(0)
+        lanes[i, 1] = np.uint32(0)
 
 
-@kernel(types.void(types.Array(types.int32, 3, "C", readonly=True), types.Array(types.int32, 1, "C")))
+@kernel(types.void(i32_in3, i32_out))
 def _absmax_planes(bits: NDArray[np.int32], out: NDArray[np.int32]) -> None:
     for n in range(bits.shape[0]):
         for c in range(bits.shape[1]):
+            plane = bits[n, c]
             top = out[c]
-            for i in range(bits.shape[2]):
-                top = max(top, np.int32(bits[n, c, i] & _MAGNITUDE))
+            for i in range(plane.size):
+                top = max(top, np.int32(plane[i] & _MAGNITUDE))
             out[c] = top
 
 
-@kernel(types.void(types.Array(types.int32, 2, "C", readonly=True), types.Array(types.int32, 1, "C")))
+@kernel(types.void(i32_in2, i32_out))
 def _absmax_rows(bits: NDArray[np.int32], out: NDArray[np.int32]) -> None:
     for n in range(bits.shape[0]):
-        for c in range(bits.shape[1]):
-            out[c] = max(out[c], np.int32(bits[n, c] & _MAGNITUDE))
+        row = bits[n]
+        for c in range(row.size):
+            out[c] = max(out[c], np.int32(row[c] & _MAGNITUDE))
 
 
-@kernel(types.void(f32_in3, types.Array(f64, 1, "C")))
+@kernel(types.void(f32_in3, f64_out))
 def _sum_planes(x: NDArray[np.float32], out: NDArray[np.float64]) -> None:
-    inner = x.shape[2]
-    partial = np.empty(8, np.float64)
+    """Eight running sums per plane: a fixed order that needs no fast-math to fill the vector registers."""
     for n in range(x.shape[0]):
         for c in range(x.shape[1]):
-            partial[:] = 0.0
-            for start in range(0, inner - inner % 8, 8):
-                for lane in range(8):
-                    partial[lane] += x[n, c, start + lane]
-            for i in range(inner - inner % 8, inner):
-                partial[i % 8] += x[n, c, i]
-            total = 0.0
-            for lane in range(8):
-                total += partial[lane]
-            out[c] += total
+            plane = x[n, c]
+            a = b = d = e = f = g = h = k = 0.0
+            whole = plane.size - plane.size % 8
+            for i in range(0, whole, 8):
+                a += np.float64(plane[i])
+                b += np.float64(plane[i + 1])
+                d += np.float64(plane[i + 2])
+                e += np.float64(plane[i + 3])
+                f += np.float64(plane[i + 4])
+                g += np.float64(plane[i + 5])
+                h += np.float64(plane[i + 6])
+                k += np.float64(plane[i + 7])
+            for i in range(whole, plane.size):
+                a += np.float64(plane[i])
+            out[c] += ((a + b) + (d + e)) + ((f + g) + (h + k))
 
 
-@kernel(types.void(types.Array(f32, 2, "C", readonly=True), types.Array(f64, 1, "C")))
+@kernel(types.void(f32_in2, f64_out))
 def _sum_rows(x: NDArray[np.float32], out: NDArray[np.float64]) -> None:
     for n in range(x.shape[0]):
-        for c in range(x.shape[1]):
-            out[c] += x[n, c]
+        row = x[n]
+        for c in range(row.size):
+            out[c] += np.float64(row[c])
