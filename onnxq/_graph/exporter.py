@@ -9,25 +9,14 @@ from typing import Any
 import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
-from onnx_graphsurgeon.ir.tensor import LazyValues
 
 from onnxq._graph import dtypes
 from onnxq._graph.importer import OpaqueAttribute
-from onnxq._graph.weights import ArrayWeights, ProtoWeights, Weights
+from onnxq._graph.weights import ArrayWeights, weights_of
 from onnxq.errors import GraphError
 
 Attr = onnx.AttributeProto
 _DEFAULT_DOMAINS = ("", "ai.onnx", None)
-
-
-def weights_of(constant: Any) -> Weights:  # noqa: ANN401 - gs is untyped
-    """The weights of a `gs.Constant`, whatever a pass put into it."""
-    held = constant._values
-    if isinstance(held, Weights):
-        return held
-    if isinstance(held, LazyValues):
-        return ProtoWeights(held.tensor)
-    return ArrayWeights(np.asarray(held))
 
 
 def export_node(node: Any) -> onnx.NodeProto:  # noqa: ANN401 - gs is untyped
@@ -76,6 +65,8 @@ def _export_attribute(proto: onnx.AttributeProto, name: str, value: Any, source:
         proto.CopyFrom(value.proto)
         proto.name = name
         return
+    if isinstance(value, np.dtype | type):
+        value = dtypes.to_onnx(np.dtype(value))
     wanted = source if isinstance(source, int) else source.type
     if not isinstance(source, int) and source.doc_string:
         proto.doc_string = source.doc_string

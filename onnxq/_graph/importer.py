@@ -17,7 +17,7 @@ from onnxq._graph import dtypes
 from onnxq._graph.weights import ProtoWeights, SparseWeights, Weights
 
 Attr = onnx.AttributeProto
-WeightsOf = Callable[[onnx.TensorProto], Weights]
+Locate = Callable[[onnx.TensorProto], Weights]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -54,16 +54,16 @@ class Imported:
     loose: list[onnx.ValueInfoProto] = field(default_factory=list)
 
 
-def import_graph(graph: onnx.GraphProto, weights_of: WeightsOf = ProtoWeights) -> Imported:
+def import_graph(graph: onnx.GraphProto, locate: Locate = ProtoWeights) -> Imported:
     """Build graphsurgeon objects; `graph` is kept alive and must not be changed afterwards.
 
     Args:
         graph: The main graph.
-        weights_of: Says where the numbers of an initializer are.
+        locate: Says where the numbers of an initializer are.
     """
     result = Imported()
     for proto in graph.initializer:
-        result.tensors.setdefault(proto.name, gs.Constant(proto.name, weights_of(proto)))
+        result.tensors.setdefault(proto.name, gs.Constant(proto.name, locate(proto)))
     for sparse in graph.sparse_initializer:
         name = sparse.values.name
         result.tensors.setdefault(name, gs.Constant(name, SparseWeights(sparse)))
@@ -80,7 +80,7 @@ def import_graph(graph: onnx.GraphProto, weights_of: WeightsOf = ProtoWeights) -
             _variable(info, "value", result.tensors)
         else:
             result.loose.append(info)
-    result.nodes = [_import_node(node, result.tensors) for node in graph.node]
+    result.nodes = [_import_node(node, result.tensors, locate) for node in graph.node]
     return result
 
 
@@ -129,7 +129,7 @@ def _read_dim(dim: Any) -> int | str | None:  # noqa: ANN401 - a nested protobuf
     return str(dim.dim_param) if dim.dim_param else None
 
 
-def _import_node(proto: onnx.NodeProto, tensors: dict[str, Any]) -> Any:  # noqa: ANN401 - gs is untyped
+def _import_node(proto: onnx.NodeProto, tensors: dict[str, Any], locate: Locate) -> Any:  # noqa: ANN401 - gs is untyped
     def tensor(name: str) -> Any:  # noqa: ANN401 - gs is untyped
         if not name:
             return gs.Variable.empty()
@@ -141,7 +141,7 @@ def _import_node(proto: onnx.NodeProto, tensors: dict[str, Any]) -> Any:  # noqa
     node = gs.Node(
         op=proto.op_type,
         name=proto.name,
-        attrs={attr.name: import_attribute(attr) for attr in proto.attribute},
+        attrs={attr.name: import_attribute(attr, locate) for attr in proto.attribute},
         inputs=[tensor(name) for name in proto.input],
         outputs=[tensor(name) for name in proto.output],
         domain=proto.domain if proto.HasField("domain") else None,
@@ -150,7 +150,7 @@ def _import_node(proto: onnx.NodeProto, tensors: dict[str, Any]) -> Any:  # noqa
     return node
 
 
-def import_attribute(attr: onnx.AttributeProto) -> Any:  # noqa: ANN401 - any attribute value
+def import_attribute(attr: onnx.AttributeProto, locate: Locate) -> Any:  # noqa: ANN401 - any attribute value
     """The Python value of an attribute, or an `OpaqueAttribute`."""
     if attr.ref_attr_name:
         return OpaqueAttribute(attr)
@@ -159,7 +159,7 @@ def import_attribute(attr: onnx.AttributeProto) -> Any:  # noqa: ANN401 - any at
     if attr.type in (Attr.FLOATS, Attr.INTS):
         return list(attr.floats if attr.type == Attr.FLOATS else attr.ints)
     if attr.type == Attr.TENSOR:
-        return gs.Constant(attr.t.name, ProtoWeights(attr.t))
+        return gs.Constant(attr.t.name, locate(attr.t))
     if attr.type in (Attr.STRING, Attr.STRINGS):
         try:
             return attr.s.decode() if attr.type == Attr.STRING else [item.decode() for item in attr.strings]

@@ -9,15 +9,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
-from numpy.typing import NDArray
 
-from onnxq._graph import dtypes
-from onnxq._graph.weights import LazyArray
 from onnxq.errors import GraphError
-from onnxq.spec import QType
 
 Node = Any
 Tensor = Any
@@ -145,55 +140,47 @@ def unlink(node: Node) -> None:
     list.clear(node.outputs)
 
 
-def as_codes(array: NDArray[Any], qtype: QType) -> NDArray[Any]:
-    """Integer codes in the element type of `qtype`, shape unchanged.
-
-    Raises:
-        ValueError: If they are not integers or one is out of range.
-    """
-    dtype = dtypes.of_qtype(qtype)
-    if array.dtype == dtype:
-        return array
-    if array.dtype.kind not in "iu":
-        raise ValueError(f"{qtype.label} codes must be integers, got {array.dtype}")
-    low, high = qtype.bounds
-    if array.size and (int(array.min()) < low or int(array.max()) > high):
-        raise ValueError(f"codes {array.min()}..{array.max()} are outside {qtype.label}'s {low}..{high}")
-    return array.astype(dtype)
-
-
-def lazy_codes(lazy: LazyArray, qtype: QType) -> LazyArray:
-    """`as_codes` of an array that is not made yet."""
-    return LazyArray(lazy.shape, dtypes.of_qtype(qtype), lambda: as_codes(np.asarray(lazy.make()), qtype))
-
-
-def check(
+def check_edges(
     nodes: Iterable[Node],
     tensors: Mapping[str, Tensor],
-    inputs: Iterable[Tensor],
+    given: frozenset[int],
     outputs: Iterable[Tensor],
     captures: Mapping[int, Mapping[str, Tensor]],
 ) -> None:
-    """See `GraphModel.validate`; the order of the nodes has been checked before.
+    """Check that what is read is computed once; see `GraphView.validate`.
 
     Raises:
         GraphError: At the first thing that is wrong.
     """
-    given = {id(t) for t in inputs}
     for node in nodes:
         for tensor in (*node.inputs, *captures.get(id(node), {}).values()):
-            _check_read(f"node {node.name!r} ({node.op})", tensor, given)
+            _check_read(node, tensor, given)
         for tensor in (*node.inputs, *node.outputs):
             if tensor.name and tensors.get(tensor.name) is not tensor:
                 raise GraphError(f"node {node.name!r} ({node.op}): two tensors are called {tensor.name!r}")
         for tensor in node.outputs:
             if tensor.name and (len(tensor.inputs) != 1 or id(tensor) in given or isinstance(tensor, gs.Constant)):
-                names = [n.name for n in tensor.inputs] or ["nobody"]
-                raise GraphError(f"tensor {tensor.name!r} must have exactly one producer, has {', '.join(names)}")
+                names = ", ".join(repr(n.name) for n in tensor.inputs)
+                raise GraphError(f"tensor {tensor.name!r} is computed twice (by {names}) or is an input or a constant")
     for tensor in outputs:
-        _check_read("the graph's outputs", tensor, given)
+        if not (tensor.inputs or isinstance(tensor, gs.Constant) or id(tensor) in given):
+            raise GraphError(f"nothing computes the graph output {tensor.name!r}")
 
 
-def _check_read(who: str, tensor: Tensor, given: set[int]) -> None:
+def _check_read(node: Node, tensor: Tensor, given: frozenset[int]) -> None:
     if not (tensor.inputs or isinstance(tensor, gs.Constant) or id(tensor) in given or not tensor.name):
-        raise GraphError(f"{who} read {tensor.name!r}, which nothing computes")
+        raise GraphError(f"node {node.name!r} ({node.op}) reads {tensor.name!r}, which nothing computes")
+
+
+def check_names(nodes: Iterable[Node], *, must_differ: bool) -> dict[str, Node]:
+    """Nodes by name, the first one of each.
+
+    Raises:
+        GraphError: If two have one name, or one has none, and `must_differ`.
+    """
+    by_name: dict[str, Node] = {}
+    for node in nodes:
+        other: Any = by_name.setdefault(node.name, node)
+        if must_differ and (other is not node or not node.name):
+            raise GraphError(f"two nodes are called {node.name!r}, or none: {other.op} and {node.op}")
+    return by_name

@@ -105,6 +105,12 @@ class ProtoWeights(Weights):
         super().__init__(tuple(source.dims), source.data_type)
         self._source = source
 
+    @property
+    def is_empty(self) -> bool:
+        """Whether the protobuf has no numbers though its shape says that there are some."""
+        fields = ("raw_data", "float_data", "int32_data", "string_data", "int64_data", "double_data", "uint64_data")
+        return math.prod(self.shape) > 0 and not any(len(getattr(self._source, name)) for name in fields)
+
     def array(self) -> NDArray[Any]:
         """See `Weights.array`."""
         return read_only(onnx.numpy_helper.to_array(self._source))
@@ -203,18 +209,25 @@ class SparseWeights(Weights):
 
     def __init__(self, source: onnx.SparseTensorProto) -> None:
         super().__init__(tuple(source.dims), source.values.data_type)
-        self.source = source
+        self._source = source
 
     def array(self) -> NDArray[Any]:
         """See `Weights.array`."""
-        values = onnx.numpy_helper.to_array(self.source.values)
-        indices = onnx.numpy_helper.to_array(self.source.indices)
+        values = onnx.numpy_helper.to_array(self._source.values)
+        indices = onnx.numpy_helper.to_array(self._source.indices)
         dense = np.zeros(self.shape, values.dtype)
         if indices.ndim == 1:
             dense.reshape(-1)[indices] = values
         else:
             dense[tuple(indices.T)] = values
         return read_only(dense)
+
+    def sparse_proto(self, name: str) -> onnx.SparseTensorProto:
+        """A copy of the sparse tensor under another name."""
+        proto = onnx.SparseTensorProto()
+        proto.CopyFrom(self._source)
+        proto.values.name = name
+        return proto
 
 
 class Spill:
@@ -244,6 +257,16 @@ class Spill:
         self._file.write(raw)
         self._file.flush()
         return FileWeights(self._file, offset, array.shape, onnx_type)
+
+
+def weights_of(constant: Any) -> Weights:  # noqa: ANN401 - gs is untyped
+    """The weights of a `gs.Constant`, whatever a pass put into it."""
+    held = constant._values
+    if isinstance(held, Weights):
+        return held
+    if isinstance(held, LazyValues):
+        return ProtoWeights(held.tensor)
+    return ArrayWeights(np.asarray(held))
 
 
 def read_only(array: NDArray[Any]) -> NDArray[Any]:
