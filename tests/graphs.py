@@ -115,8 +115,11 @@ def deviation(expected: Feed, actual: Feed) -> float:
         b = actual[name]
         if a.shape != b.shape or a.dtype != b.dtype or not np.array_equal(np.isnan(a), np.isnan(b)):
             return float("inf")
-        gap = np.nanmax(np.abs(a.astype(np.float64) - b.astype(np.float64)), initial=0.0)
-        worst = max(worst, float(gap / max(np.nanmax(np.abs(a.astype(np.float64)), initial=0.0), 1e-30)))
+        differ = (a != b) & ~(np.isnan(a) & np.isnan(b))
+        if differ.any():
+            wide = a.astype(np.float64)
+            gap = np.abs(wide[differ] - b.astype(np.float64)[differ]).max()
+            worst = max(worst, float(gap / max(np.abs(wide[np.isfinite(wide)]).max(initial=0.0), 1e-30)))
     return worst
 
 

@@ -78,7 +78,10 @@ class FuseBatchNorm(Pass):
                 raise RecipeError(f"skip_layers: {pattern!r} matches no node{nearest(pattern, names)}")
 
     def run(self, graph: GraphModel, ctx: QuantContext) -> PassReport:
-        """Merge every chain; each BatchNormalization that is left is reported with the reason."""
+        """Merge every chain; what cannot be merged is reported with the reason.
+
+        Arithmetic behind a MatMul is not: there it is mostly part of a GELU or an embedding.
+        """
         changed = 0
         skipped: list[Skip] = []
         for node in graph.nodes(*LINEAR_OPS):
@@ -121,7 +124,8 @@ class FuseBatchNorm(Pass):
                 continue
             reason = affine if isinstance(affine, str) else self._listed(use.node) or shared
             if reason is not None:
-                chain.skipped.append(Skip(label(use.node), reason))
+                if use.node.op == "BatchNormalization" or chain.linear.node.op != "MatMul":
+                    chain.skipped.append(Skip(label(use.node), reason))
             elif isinstance(affine, Affine):
                 chain.nodes.append(use.node)
                 chain.affine = chain.affine.then(affine)

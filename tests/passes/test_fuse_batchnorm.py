@@ -332,6 +332,13 @@ def test_other_arithmetic_is_left_alone_without_a_word(tail: str) -> None:
     refused(text, {}, W=W, **constants)
 
 
+def test_arithmetic_behind_a_matmul_is_left_alone_without_a_word() -> None:
+    """The Div and the second reader are how GELU begins."""
+    text = """g (float[N,4] x) => (float[N,6] y) {
+        c = MatMul(x, W) d = Div(c, K) e = Erf(d) y = Mul(e, c) }"""
+    refused(text, {}, W=normal(4, 6), K=np.float32(1.414))
+
+
 @pytest.mark.parametrize("shape", [(4, 4), (1, 1, 4, 4), (2, 1, 1, 1), (1, 4, 4, 1), (1, 1, 4)])
 def test_refuses_a_constant_that_is_not_per_channel(shape: tuple[int, ...]) -> None:
     text = "g (float[2,3,6,6] x) => (float[2,4,4,4] y) { c = Conv(x, W) [mul] y = Mul(c, K) }"
