@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -133,18 +134,22 @@ def samples(feeds: Iterable[Feed], inputs: Sequence[InputInfo] | None = None) ->
         yield feed
 
 
+def head(feed: Feed, count: int, carried: frozenset[str]) -> tuple[Feed, int]:
+    """The first `count` samples of a feed, and how many these are."""
+    rows = sample_count(feed, carried)
+    if rows is None or rows <= count:
+        return feed, rows or 1
+    return rows_of(feed, 0, count, carried), count
+
+
 def take(feeds: Iterable[Feed], count: int | None, inputs: Sequence[InputInfo] | None = None) -> Iterator[Feed]:
     """Give the first `count` samples in the feeds they came in; None gives all."""
-    if count is None:
-        yield from feeds
-        return
-    for feed in feeds if count > 0 else ():
-        carried = split_rule(inputs, feed).carried
-        rows = sample_count(feed, carried)
-        used = 1 if rows is None else min(rows, count)
-        yield feed if rows is None or used == rows else rows_of(feed, 0, used, carried)
-        count -= used
-        if count == 0:
+    left = sys.maxsize if count is None else count
+    for feed in feeds if left > 0 else ():
+        part, used = head(feed, left, split_rule(inputs, feed).carried)
+        yield part
+        left -= used
+        if left <= 0:
             return
 
 

@@ -9,12 +9,11 @@ dropped and 16-bit images are reduced to 8 bits.
 
 from __future__ import annotations
 
-import queue
-import threading
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import TypeVar, cast
 
 import cv2
 import numpy as np
@@ -74,7 +73,10 @@ def decode(data: bytes, *, orientation: bool = False) -> Pixels:
         DataError: If OpenCV cannot decode it.
     """
     flags = cv2.IMREAD_COLOR if orientation else cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION
-    image = cv2.imdecode(np.frombuffer(data, np.uint8), flags) if data else None
+    try:
+        image = cv2.imdecode(np.frombuffer(data, np.uint8), flags) if data else None
+    except cv2.error as err:
+        raise DataError(f"is not an image that OpenCV can decode: {err.err}") from err
     if image is None:
         raise DataError(f"is not an image that OpenCV can decode ({len(data)} bytes)")
     return cast(Pixels, image)
@@ -161,53 +163,22 @@ def normalize(image: Pixels, config: ImagePreprocess) -> NDArray[np.float32]:
     return result
 
 
-@dataclass(frozen=True, slots=True)
-class _Failure:
-    error: BaseException
+def prefetch(iterator: Iterator[T], depth: int = 8) -> Iterator[T]:
+    """Give the items of `iterator`, taken in a thread of its own up to `depth` ahead.
 
-
-class _End:
-    """Nothing comes any more."""
-
-
-def prefetch(make: Callable[[], Iterator[T]], depth: int = 8) -> Iterator[T]:
-    """Iterate in a thread of its own, up to `depth` items ahead; order and errors are kept.
-
-    The thread ends when the iteration is finished, fails or is abandoned.
+    Order and errors are kept. The thread ends when the iteration ends, fails or is abandoned.
 
     Args:
-        make: Gives the iterator; called in the thread.
+        iterator: Used in the thread only.
         depth: How many finished items may wait.
     """
-    items: queue.Queue[Any] = queue.Queue(maxsize=depth)
-    stopped = threading.Event()
-    worker = threading.Thread(target=_produce, args=(make, items, stopped), name="onnxq-prefetch", daemon=True)
-    worker.start()
-    try:
-        while not isinstance(item := items.get(), _End):
-            if isinstance(item, _Failure):
-                raise item.error
-            yield item
-    finally:
-        stopped.set()
-        worker.join()
-
-
-def _produce(make: Callable[[], Iterator[T]], items: queue.Queue[Any], stopped: threading.Event) -> None:
-    try:
-        for item in make():
-            if not _put(items, item, stopped):
-                return
-        _put(items, _End(), stopped)
-    except BaseException as err:  # noqa: BLE001 - raised again where the items are wanted
-        _put(items, _Failure(err), stopped)
-
-
-def _put(items: queue.Queue[Any], item: object, stopped: threading.Event) -> bool:
-    while not stopped.is_set():
+    end = object()
+    with ThreadPoolExecutor(max_workers=1, thread_name_prefix="onnxq-prefetch") as thread:
+        waiting = deque(thread.submit(next, iterator, end) for _ in range(depth))
         try:
-            items.put(item, timeout=0.05)
-        except queue.Full:
-            continue
-        return True
-    return False
+            while (item := waiting.popleft().result()) is not end:
+                waiting.append(thread.submit(next, iterator, end))
+                yield cast(T, item)
+        finally:
+            for future in waiting:
+                future.cancel()
