@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, TypeVar, cast
 
 import numba
@@ -35,10 +36,12 @@ def kernel(signature: Any, *, fastmath: bool | set[str] = False) -> Callable[[F]
     """
 
     def compile_(function: F) -> F:
+        # error_model "numpy": without the test for a zero divisor, which keeps loops out of vector registers
+        compiler = partial(numba.njit, signature, nogil=True, fastmath=fastmath, error_model="numpy")
         try:
-            compiled = numba.njit(signature, cache=True, nogil=True, fastmath=fastmath)(function)
+            compiled = compiler(cache=True)(function)
         except (RuntimeError, OSError):  # RuntimeError: no cache locator; OSError: disk full, lost permissions
-            compiled = numba.njit(signature, nogil=True, fastmath=fastmath)(function)
+            compiled = compiler()(function)
         return cast("F", compiled)
 
     return compile_

@@ -6,7 +6,9 @@ ties go to the even neighbour, as in ONNX's QuantizeLinear.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import TypeVar
 
 import numpy as np
@@ -17,14 +19,12 @@ from onnxq.spec import Granularity, PerAxis, PerBlock, PerTensor, QuantParams, Q
 
 S = TypeVar("S", bound=np.generic)
 
-#: Smallest scale given out: the smallest normal float32 times 2**24, so that neither a scale nor a bias scale
-#: (a product of two) times a code loses bits, and 1/scale is finite.
-MIN_SCALE = float(np.float32(2.0**-102))
-#: Largest scale given out: a code of 16 bits times it is still a finite float32.
-MAX_SCALE = float(np.float32(2.0**110))
+#: Smallest scale given out: the product of two (a bias scale) is still a normal float32, and the reciprocal is finite.
+MIN_SCALE = 2.0**-63
 #: Scale of a tensor that holds nothing but zeros.
 ZERO_SCALE = 1.0
-_CHUNK = 1 << 22
+_LARGEST = float(np.finfo(np.float32).max)
+_CHUNK = 1 << 16
 
 
 def params_from_range(low: ArrayLike, high: ArrayLike, spec: QuantSpec, *, full_range: bool = False) -> QuantParams:
@@ -65,7 +65,7 @@ def params_from_range(low: ArrayLike, high: ArrayLike, spec: QuantSpec, *, full_
 
 
 def safe_scale(scale: ArrayLike) -> NDArray[np.float32]:
-    """Return float32 scales > 0: zeros become `ZERO_SCALE`, the rest is clamped to `MIN_SCALE` .. `MAX_SCALE`.
+    """Return float32 scales > 0: zeros become `ZERO_SCALE`, the rest is clamped to at least `MIN_SCALE`.
 
     Raises:
         CalibrationError: If a scale is negative or NaN.
@@ -73,7 +73,7 @@ def safe_scale(scale: ArrayLike) -> NDArray[np.float32]:
     value = np.asarray(scale, np.float64)
     if not (value >= 0).all():
         raise CalibrationError("a scale is negative or NaN")
-    value = np.where(value == 0, ZERO_SCALE, np.clip(value, MIN_SCALE, MAX_SCALE))
+    value = np.where(value == 0, ZERO_SCALE, np.clip(value, MIN_SCALE, _LARGEST))
     return value.astype(np.float32)
 
 
@@ -81,25 +81,29 @@ def quantize(x: NDArray[np.floating], params: QuantParams) -> NDArray[np.integer
     """Return the codes of an array, bit-equal to ONNX Runtime's QuantizeLinear.
 
     Args:
-        x: float16, float32 or float64 (rounded to float32 first), the shape the granularity of `params` describes.
-        params: Scales of shape (), (x.shape[axis],) or blocked.
+        x: float16, float32 or float64 (rounded to float32 first), finite, the shape the granularity of `params`
+            describes.
+        params: Scales of shape (), (x.shape[axis],) or blocked; containers of up to 16 bits.
 
     Returns:
         Shape of `x`; the smallest numpy integer type that holds the container (int8 for int4).
 
     Raises:
-        CalibrationError: If the shape of the scales does not fit `x`.
+        CalibrationError: If the shape of the scales does not fit `x`, or the container is int32.
     """
-    check_layout(x.shape, params)
-    qmin, qmax = params.spec.bounds
-    codes = np.empty(x.shape, code_dtype(params.spec))
-    for part, scale, zero_point in _parts(x.shape, params):
-        value = np.asarray(x[part], np.float32)
-        with np.errstate(over="ignore"):  # an overflow to infinity saturates below
-            value = value / scale
-        np.rint(value, out=value)
-        np.clip(value, (qmin - zero_point).astype(np.float32), (qmax - zero_point).astype(np.float32), out=value)
-        codes[part] = value.astype(np.int32) + zero_point
+    dtype = code_dtype(params.spec)
+    if dtype.itemsize > 2:
+        raise CalibrationError("reals are not quantized to int32; see onnxq.algos.bias_correct for biases")
+    from onnxq.algos._affine_kernels import quantizer
+
+    layout = _Layout.of(x.shape, params)
+    codes = np.empty(x.shape, dtype)
+    if codes.size:
+        out = codes.reshape(layout.matrix).view(f"i{dtype.itemsize}")
+        zero_point = layout.per_scale(params.zero_point)
+        quantizer(dtype.itemsize)(
+            _matrix(x, layout), *layout.scale_and_bounds(params), zero_point, layout.size, layout.inner, out
+        )
     return codes
 
 
@@ -108,7 +112,7 @@ def dequantize(codes: NDArray[np.integer], params: QuantParams) -> NDArray[np.fl
 
     Args:
         codes: Any integer type; shape as for `quantize`.
-        params: As for `quantize`.
+        params: As for `quantize`; int32 containers are allowed.
 
     Raises:
         CalibrationError: If the shape of the scales does not fit `codes`.
@@ -121,8 +125,23 @@ def dequantize(codes: NDArray[np.integer], params: QuantParams) -> NDArray[np.fl
 
 
 def fake_quantize(x: NDArray[np.floating], params: QuantParams) -> NDArray[np.float32]:
-    """Return ``dequantize(quantize(x))``: what a quantized model computes with instead of `x`."""
-    return dequantize(quantize(x, params), params)
+    """Return ``dequantize(quantize(x))``, in one pass: what a quantized model computes with instead of `x`.
+
+    Args:
+        x: As for `quantize`.
+        params: As for `quantize`.
+
+    Raises:
+        CalibrationError: As for `quantize`.
+    """
+    from onnxq.algos._affine_kernels import fake_quantizer
+
+    layout = _Layout.of(x.shape, params)
+    out = np.empty(x.shape, np.float32)
+    if out.size:
+        matrix = out.reshape(layout.matrix)
+        fake_quantizer()(_matrix(x, layout), *layout.scale_and_bounds(params), layout.size, layout.inner, matrix)
+    return out
 
 
 def code_dtype(spec: QuantSpec) -> np.dtype[np.integer]:
@@ -170,6 +189,53 @@ def check_layout(shape: tuple[int, ...], params: QuantParams) -> None:
             f"{params.spec.granularity} of a tensor of shape {shape} needs scales of shape {expected}, "
             f"got {params.scale.shape}"
         )
+
+
+@dataclass(frozen=True, slots=True)
+class _Layout:
+    """How the kernels see an array: elements (outer, length * inner), scales (outer or 1, blocks, inner or 1)."""
+
+    outer: int
+    length: int
+    inner: int
+    size: int
+    scales: tuple[int, int, int]
+
+    @property
+    def matrix(self) -> tuple[int, int]:
+        return self.outer, self.length * self.inner
+
+    @staticmethod
+    def of(shape: tuple[int, ...], params: QuantParams) -> _Layout:
+        check_layout(shape, params)
+        match params.spec.granularity:
+            case PerTensor():
+                return _Layout(1, math.prod(shape), 1, max(1, math.prod(shape)), (1, 1, 1))
+            case PerAxis(axis=axis):
+                axis = normalized_axis(axis, len(shape))
+                outer, inner = math.prod(shape[:axis]), math.prod(shape[axis + 1 :])
+                if inner == 1:  # a whole row of scales at a time
+                    return _Layout(1, outer, shape[axis], max(1, outer), (1, 1, shape[axis]))
+                return _Layout(outer, shape[axis], inner, 1, (1, shape[axis], 1))
+            case PerBlock(axis=axis, size=size):
+                axis = normalized_axis(axis, len(shape))
+                outer, inner = math.prod(shape[:axis]), math.prod(shape[axis + 1 :])
+                return _Layout(outer, shape[axis], inner, size, (outer, params.scale.shape[axis], inner))
+
+    def per_scale(self, values: NDArray[S]) -> NDArray[S]:
+        return np.ascontiguousarray(values).reshape(self.scales)
+
+    def scale_and_bounds(
+        self, params: QuantParams
+    ) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float32]]:
+        qmin, qmax = params.spec.bounds
+        low = (qmin - params.zero_point).astype(np.float32)
+        high = (qmax - params.zero_point).astype(np.float32)
+        return self.per_scale(params.scale), self.per_scale(low), self.per_scale(high)
+
+
+def _matrix(x: NDArray[np.floating], layout: _Layout) -> NDArray[np.float32]:
+    return np.require(np.asarray(x), np.float32, ("C", "A")).reshape(layout.matrix)
 
 
 def _checked_range(low: ArrayLike, high: ArrayLike, spec: QuantSpec) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
