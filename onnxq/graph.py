@@ -96,7 +96,7 @@ class GraphModel(GraphView):
             self.__dict__ = other.__dict__
 
     def _rebuilt(self, skeleton: onnx.ModelProto) -> GraphModel:
-        weights = {t.name: weights_of(t) for t in self._constants()}
+        weights = {t.name: weights_of(t) for t in self.constants()}
 
         def locate(proto: onnx.TensorProto) -> Weights:
             stub = ProtoWeights(proto)

@@ -54,6 +54,7 @@ def _write_domains(view: GraphView, proto: onnx.ModelProto) -> None:
 
 def _write_graph(view: GraphView, graph: onnx.GraphProto, keep: int) -> None:
     source = view._source.graph
+    graph.SetInParent()
     if source.HasField("name"):
         graph.name = source.name
     if source.HasField("doc_string"):
@@ -65,12 +66,12 @@ def _write_graph(view: GraphView, graph: onnx.GraphProto, keep: int) -> None:
     graph.node.extend(export_node(node) for node in view._nodes.values())
     graph.input.extend(_input_infos(view))
     graph.output.extend(info for t in view.outputs if (info := export_info(t, "output")) is not None)
-    for tensor in view._constants():
+    for tensor in view.constants():
         weights = weights_of(tensor)
         if isinstance(weights, SparseWeights):
             graph.sparse_initializer.append(weights.sparse_proto(tensor.name))
             continue
-        small = weights.nbytes <= keep or weights.onnx_type == onnx.TensorProto.STRING
+        small = weights.nbytes <= keep or not weights.streams
         graph.initializer.append(weights.proto(tensor.name) if small else weights.stub(tensor.name))
     ends = view._input_ids | view._output_ids
     for tensor in view._tensors.values():
@@ -82,7 +83,7 @@ def _write_graph(view: GraphView, graph: onnx.GraphProto, keep: int) -> None:
 def _input_infos(view: GraphView) -> list[onnx.ValueInfoProto]:
     """Inputs in the order of the source, with those of initializers that the source listed."""
     inputs: dict[str, onnx.ValueInfoProto | None] = {t.name: export_info(t, "input") for t in view.inputs}
-    constants: dict[str, Tensor] = {t.name: t for t in view._constants()}
+    constants: dict[str, Tensor] = {t.name: t for t in view.constants()}
     overridable = view._imported.overridable
     inputs.update((name, info) for name, info in overridable.items() if name in constants)
     if view.ir_version < 4:  # before IR version 4 every initializer is an input too

@@ -29,6 +29,18 @@ def bodies_of_attribute(attr: onnx.AttributeProto) -> Iterator[onnx.GraphProto]:
         yield from attr.graphs
 
 
+def tensors_of(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
+    """The initializers and tensor attributes of a graph and the graphs inside it."""
+    yield from graph.initializer
+    for node in graph.node:
+        for attr in node.attribute:
+            if attr.type == Attr.TENSOR:
+                yield attr.t
+            yield from attr.tensors
+            for body in bodies_of_attribute(attr):
+                yield from tensors_of(body)
+
+
 def own_names(graph: onnx.GraphProto) -> set[str]:
     """The names a graph defines itself, without those of graphs inside it."""
     names = {info.name for info in graph.input}

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-import onnx
 import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
 
@@ -79,8 +78,3 @@ def become_constant(variable: Any, weights: Weights) -> None:  # noqa: ANN401 - 
     variable._values = weights
     variable.data_location = None
     variable._export_dtype = None
-
-
-def is_string(weights: Weights) -> bool:
-    """Whether a constant holds strings, which have no raw form."""
-    return weights.onnx_type == onnx.TensorProto.STRING

@@ -36,11 +36,13 @@ class GraphView:
     Attributes:
         metadata: The model's `metadata_props`.
         notes: What loading changed or cannot represent, a sentence each.
+        external_data: Whether the model came with external data files.
     """
 
     def __init__(self, proto: onnx.ModelProto, locate: Callable[[onnx.TensorProto], Weights]) -> None:
         self.metadata = {entry.key: entry.value for entry in proto.metadata_props}
         self.notes: list[str] = []
+        self.external_data = False
         self._source = proto
         self._imported = import_graph(proto.graph, locate)
         self._tensors: dict[str, Tensor] = self._imported.tensors
@@ -75,7 +77,7 @@ class GraphView:
     @property
     def ir_version(self) -> int:
         """The source's IR version, or the first one that has all element types in use."""
-        types = {weights_of(t).onnx_type for t in self._constants()}
+        types = {weights_of(t).onnx_type for t in self.constants()}
         return max([self._source.ir_version, *map(dtypes.min_ir_version, types)])
 
     @property
@@ -88,8 +90,9 @@ class GraphView:
         """Graph outputs, in order."""
         return self._outputs
 
-    def _constants(self) -> list[Tensor]:
-        return [tensor for tensor in self._tensors.values() if isinstance(tensor, gs.Constant)]
+    def constants(self) -> tuple[Tensor, ...]:
+        """All constants, read by anybody or not."""
+        return tuple(tensor for tensor in self._tensors.values() if isinstance(tensor, gs.Constant))
 
     # ---- nodes -----------------------------------------------------------------------------
 

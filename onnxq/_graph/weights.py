@@ -9,9 +9,9 @@ from __future__ import annotations
 import abc
 import math
 import tempfile
-from collections.abc import Callable
+import weakref
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
@@ -21,6 +21,8 @@ from onnx_graphsurgeon.ir.tensor import LazyValues
 
 from onnxq._graph import dtypes
 from onnxq.errors import ModelError
+
+_PIECE = 1 << 23
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,11 +67,19 @@ class Weights(LazyValues, abc.ABC):  # type: ignore[misc] # gs is untyped
         """Called by graphsurgeon for ``constant.values``."""
         return self.array()
 
-    def raw(self) -> memoryview | bytes | None:
-        """The numbers as `raw_data`: little endian, small types packed; None for strings."""
-        if self.onnx_type == onnx.TensorProto.STRING:
-            return None
-        return to_raw(self.array(), self.onnx_type)
+    @property
+    def streams(self) -> bool:
+        """Whether the numbers have a `raw_data` form that can be written a piece at a time."""
+        return self.nbytes > 0
+
+    def pieces(self) -> Iterator[memoryview | bytes]:
+        """The numbers as `raw_data`, in pieces: little endian, small types packed.
+
+        Raises:
+            ModelError: If the file they are in has gone.
+            ValueError: If a lazy array is not what was promised.
+        """
+        yield to_raw(self.array(), self.onnx_type)
 
     @property
     def tensor(self) -> onnx.TensorProto:
@@ -90,11 +100,10 @@ class Weights(LazyValues, abc.ABC):  # type: ignore[misc] # gs is untyped
     def proto(self, name: str) -> onnx.TensorProto:
         """A new TensorProto that holds the numbers."""
         proto = self.stub(name)
-        raw = self.raw()
-        if raw is None:
+        if self.onnx_type == onnx.TensorProto.STRING:
             proto.string_data.extend(_to_bytes(item) for item in self.array().reshape(-1))
         else:
-            proto.raw_data = bytes(raw)
+            proto.raw_data = b"".join(self.pieces())
         return proto
 
 
@@ -112,17 +121,33 @@ class ProtoWeights(Weights):
         return math.prod(self.shape) > 0 and not any(len(getattr(self._source, name)) for name in fields)
 
     def array(self) -> NDArray[Any]:
-        """See `Weights.array`."""
-        return read_only(onnx.numpy_helper.to_array(self._source))
+        """See `Weights.array`.
 
-    def raw(self) -> memoryview | bytes | None:
-        """See `Weights.raw`."""
-        return self._source.raw_data if self._source.HasField("raw_data") else super().raw()
+        Raises:
+            ModelError: If the protobuf does not hold as many numbers as its shape says.
+        """
+        try:
+            return read_only(onnx.numpy_helper.to_array(self._source))
+        except (ValueError, TypeError) as err:
+            raise ModelError(f"tensor {self._source.name!r} {list(self.shape)} is damaged: {err}") from err
+
+    @property
+    def streams(self) -> bool:
+        """See `Weights.streams`."""
+        return self.nbytes > 0 and self._source.HasField("raw_data")
+
+    def pieces(self) -> Iterator[memoryview | bytes]:
+        """See `Weights.pieces`."""
+        if self._source.HasField("raw_data"):
+            yield self._source.raw_data
+        else:
+            yield from super().pieces()
 
     def stub(self, name: str) -> onnx.TensorProto:
         """See `Weights.stub`."""
         stub = super().stub(name)
-        stub.doc_string = self._source.doc_string
+        if self._source.HasField("doc_string"):
+            stub.doc_string = self._source.doc_string
         stub.metadata_props.extend(self._source.metadata_props)
         return stub
 
@@ -166,6 +191,41 @@ class LazyWeights(Weights):
         return read_only(array)
 
 
+class DataFile:
+    """An open file that weights are read from; closed with the last of them.
+
+    The file stays readable when another one takes its name, so a model can be saved over itself.
+
+    Attributes:
+        name: What messages call it.
+        size: Bytes it had when it was opened.
+    """
+
+    def __init__(self, handle: IO[bytes], name: str) -> None:
+        self.name = name
+        self.handle = handle
+        self.size = handle.seek(0, 2)
+        weakref.finalize(self, handle.close)
+
+    def map(self, offset: int, length: int) -> NDArray[np.uint8]:
+        """A new read-only memory map of a region.
+
+        Raises:
+            ModelError: If the file does not have that region any more.
+        """
+        try:
+            return np.memmap(self.handle, np.uint8, mode="r", offset=offset, shape=(length,))
+        except (OSError, ValueError) as err:
+            raise ModelError(f"cannot read weights from {self.name}: {err}; was the file cut short meanwhile?") from err
+
+    def append(self, data: memoryview) -> int:
+        """Write `data` at the end; returns its offset."""
+        offset = self.handle.seek(0, 2)
+        self.handle.write(data)
+        self.handle.flush()
+        return offset
+
+
 class FileWeights(Weights):
     """Numbers in `raw_data` form in a region of a file, read through a memory map.
 
@@ -174,7 +234,7 @@ class FileWeights(Weights):
 
     def __init__(
         self,
-        file: Path | IO[bytes],
+        file: DataFile,
         offset: int,
         shape: tuple[int, ...],
         onnx_type: int,
@@ -185,23 +245,19 @@ class FileWeights(Weights):
         self._offset = offset
 
     def array(self) -> NDArray[Any]:
-        """See `Weights.array`."""
-        if dtypes.packed_bits(self.onnx_type):
-            return read_only(dtypes.unpack(self._map(), self.onnx_type, self.shape))
-        return self._map().view(np.dtype(self.dtype)).reshape(self.shape)
-
-    def raw(self) -> memoryview | bytes | None:
-        """See `Weights.raw`."""
-        return self._map().data
-
-    def _map(self) -> NDArray[np.uint8]:
+        """See `Weights.array`; copied only if the numbers are packed or not aligned in the file."""
         if self.nbytes == 0:
-            return np.empty(0, np.uint8)
-        try:
-            mapped = np.memmap(self._file, np.uint8, mode="r", offset=self._offset, shape=(self.nbytes,))
-        except (OSError, ValueError) as err:
-            raise ModelError(f"cannot read the weights in {self._file}: {err}; was the file changed or moved?") from err
-        return np.asarray(mapped)
+            return read_only(np.empty(self.shape, self.dtype))
+        mapped = self._file.map(self._offset, self.nbytes)
+        if dtypes.packed_bits(self.onnx_type):
+            return read_only(dtypes.unpack(mapped, self.onnx_type, self.shape))
+        array = mapped.view(np.dtype(self.dtype)).reshape(self.shape)
+        return array if array.flags.aligned else read_only(np.array(array))
+
+    def pieces(self) -> Iterator[memoryview | bytes]:
+        """See `Weights.pieces`."""
+        for start in range(0, self.nbytes, _PIECE):
+            yield self._file.map(self._offset + start, min(_PIECE, self.nbytes - start)).data
 
 
 class SparseWeights(Weights):
@@ -241,7 +297,7 @@ class Spill:
 
     def __init__(self, budget: int = 256 << 20) -> None:
         self.budget = budget
-        self._file: IO[bytes] | None = None
+        self._file: DataFile | None = None
 
     def keep(self, array: NDArray[Any]) -> Weights:
         """Take a private copy of `array`."""
@@ -251,12 +307,9 @@ class Spill:
             self.budget -= array.nbytes
             return ArrayWeights(np.array(array, order="C"))
         if self._file is None:
-            self._file = tempfile.TemporaryFile(prefix="onnxq-")  # noqa: SIM115 - lives as long as the constants
-        offset = self._file.seek(0, 2)
-        raw = to_raw(array, onnx_type)
-        self._file.write(raw)
-        self._file.flush()
-        return FileWeights(self._file, offset, array.shape, onnx_type)
+            handle = tempfile.TemporaryFile(prefix="onnxq-")  # noqa: SIM115 - DataFile closes it
+            self._file = DataFile(handle, "a temporary file")
+        return FileWeights(self._file, self._file.append(to_raw(array, onnx_type)), array.shape, onnx_type)
 
 
 def weights_of(constant: Any) -> Weights:  # noqa: ANN401 - gs is untyped
