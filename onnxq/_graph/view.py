@@ -208,6 +208,10 @@ class GraphView:
         """Whether its element type is known to be float32."""
         return self.dtype(tensor) == np.float32
 
+    def is_tensor(self, tensor: Tensor) -> bool:
+        """Whether it is a plain tensor: not a sequence, a map, an optional or a sparse one."""
+        return isinstance(tensor, gs.Constant) or tensor.type == "tensor_type"
+
     def _is_live(self, tensor: Tensor) -> bool:
         if tensor.inputs or tensor.outputs or isinstance(tensor, gs.Constant):
             return True
@@ -258,5 +262,16 @@ class GraphView:
         """
         self._ensure_sorted()
         links.check_edges(self._nodes.values(), self._tensors, self._input_ids, self._outputs, self._captures)
-        self._by_name = links.check_names(self._nodes.values(), must_differ=self._nodes_named)
+        self._check_names(must_differ=self._nodes_named)
+
+    def check_names(self) -> None:
+        """Check that every node has a name of its own; `validate` does from now on.
+
+        Raises:
+            GraphError: If one has none, or that of another.
+        """
+        self._check_names(must_differ=True)
+
+    def _check_names(self, *, must_differ: bool) -> None:
+        self._by_name = links.check_names(self._nodes.values(), must_differ=must_differ)
         self._nodes_named = "" not in self._by_name and len(self._by_name) == len(self._nodes)
