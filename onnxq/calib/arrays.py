@@ -169,4 +169,5 @@ def archive_columns(path: Path) -> dict[str, Column]:
 
 def whole(column: Column) -> Array:
     """Read all of a column."""
-    return next(column.blocks(max(1, *column.shape[:1])), np.empty(column.shape, column.dtype))
+    rows = max([1, *column.shape[:1]])
+    return next(column.blocks(rows), np.empty(column.shape, column.dtype))

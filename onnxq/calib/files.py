@@ -139,24 +139,30 @@ class FolderSource:
 
     Args:
         label: What to call the data in messages.
-        files: The files, in order.
+        kind: What to call the files.
+        paths: The files, in order.
         load: Reads one of them.
+        single: Whether each file is exactly one sample.
     """
 
-    def __init__(self, label: str, files: Sequence[Path], load: Callable[[Path], Feed]) -> None:
+    def __init__(
+        self, label: str, kind: str, paths: Sequence[Path], load: Callable[[Path], Feed], *, single: bool
+    ) -> None:
         self._label = label
-        self._files = tuple(files)
+        self._kind = kind
+        self._paths = tuple(paths)
         self._load = load
+        self._single = single
 
     def located(self) -> Iterator[Located]:
         """Give the feeds and where they come from."""
-        for path in self._files:
+        for path in self._paths:
             yield Located(str(path), 0, self._load(path))
 
     def len_hint(self) -> int | None:
-        """How many files there are; a file may hold more than one sample."""
-        return len(self._files)
+        """How many samples there are, if known."""
+        return len(self._paths) if self._single else None
 
     def describe(self) -> str:
         """What the data are, in a few words."""
-        return f"{len(self._files)} {self._files[0].suffix} files from {self._label}"
+        return f"{len(self._paths)} {self._kind} file{'s' if len(self._paths) > 1 else ''} from {self._label}"

@@ -41,8 +41,9 @@ def open_source(path: Path, inputs: Sequence[InputInfo], preprocess: ImagePrepro
         return TableSource(str(path), archive_columns(path), inputs)
     if suffix == ".npy":
         return TableSource(str(path), {_only(inputs, path).name: FileColumn.probe(path)}, inputs)
-    if kind_of(path):
-        return FolderSource(str(path), [path], _loader(kind_of(path), path, inputs, preprocess))
+    kind = kind_of(path)
+    if kind:
+        return _files(kind, [path], path, inputs, preprocess)
     raise DataError(f"{path}: is no data file; the data are {KINDS}")
 
 
@@ -75,7 +76,14 @@ def _folder(path: Path, inputs: Sequence[InputInfo], preprocess: ImagePreprocess
         raise DataError(f"{path}: holds several kinds of data files ({counts}); keep one kind in the folder")
     ((kind, files),) = found.items()
     files.sort(key=lambda file: natural_key(file.relative_to(path)))
-    return FolderSource(str(path), files, _loader(kind, path, inputs, preprocess))
+    return _files(kind, files, path, inputs, preprocess)
+
+
+def _files(
+    kind: str, files: Sequence[Path], path: Path, inputs: Sequence[InputInfo], preprocess: ImagePreprocess | None
+) -> Source:
+    load = _loader(kind, path, inputs, preprocess)
+    return FolderSource(str(path), kind, files, load, single=kind == "image")
 
 
 def _loader(

@@ -169,7 +169,7 @@ class CheckedReader:
         text = self._source.describe()
         known = self._source.len_hint()
         limited = self._samples is not None and (known is None or known > self._samples)
-        return f"the first {self._samples} of {text}" if limited else text
+        return f"the first {self._samples} samples of {text}" if limited else text
 
 
 def open_data(
