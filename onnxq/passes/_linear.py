@@ -74,10 +74,10 @@ class WeightLayout:
             np.multiply(weight.reshape(self.view), factor, out=result, dtype=np.float64, casting="same_kind")
         return result.reshape(self.shape)
 
-    def absmax(self, weight: NDArray[np.float32]) -> Vector:
+    def absmax(self, weight: NDArray[np.float32]) -> NDArray[np.float32]:
         """Largest ``|weight|`` over the taps, shape (groups, a, b)."""
         view = weight.reshape(self.view)
-        largest: Vector = np.maximum(view.max(axis=3, initial=0.0), -view.min(axis=3, initial=0.0)).astype(np.float64)
+        largest: NDArray[np.float32] = np.maximum(view.max(axis=3, initial=0.0), -view.min(axis=3, initial=0.0))
         return largest
 
 

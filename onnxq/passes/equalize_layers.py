@@ -20,11 +20,12 @@ _SUFFIX = "equalized"
 
 
 class _Ranges:
-    """The largest weights of one layer per pair of channels, and the factors found so far.
+    """The largest weights of one layer per pair of channels, and the factors of its channels.
 
     Attributes:
         linear: The layer.
-        matrix: ``max |w|`` over the kernel, shape (groups, a, b) as `WeightLayout.view`.
+        matrix: ``max |w|`` over the kernel with the factors found so far, shape (groups, a, b) of
+            `WeightLayout.view`; float32, since it only steers: the factors are exact.
         outputs: Factor of each output channel of the weight and the bias, shape (out_channels,).
         inputs: Factor of each input channel of the weight, shape (in_channels,).
     """
@@ -37,23 +38,25 @@ class _Ranges:
 
     def of_outputs(self) -> Vector:
         """Largest ``|w|`` of each output channel, shape (out_channels,)."""
-        largest: Vector = self.matrix.max(axis=2 if self.linear.layout.out_first else 1, initial=0.0).reshape(-1)
-        return largest
+        return (
+            self.matrix.max(axis=2 if self.linear.layout.out_first else 1, initial=0.0).reshape(-1).astype(np.float64)
+        )
 
     def of_inputs(self) -> Vector:
         """Largest ``|w|`` of each input channel, shape (in_channels,)."""
-        largest: Vector = self.matrix.max(axis=1 if self.linear.layout.out_first else 2, initial=0.0).reshape(-1)
-        return largest
+        return (
+            self.matrix.max(axis=1 if self.linear.layout.out_first else 2, initial=0.0).reshape(-1).astype(np.float64)
+        )
 
     def scale_outputs(self, factors: Vector) -> None:
         """Multiply each output channel by a factor, shape (out_channels,)."""
         self.outputs = self.outputs * factors
-        self.matrix = self.matrix * self.linear.layout.per_output(factors)[..., 0]
+        self.matrix *= self.linear.layout.per_output(factors)[..., 0]
 
     def scale_inputs(self, factors: Vector) -> None:
         """Multiply each input channel by a factor, shape (in_channels,)."""
         self.inputs = self.inputs * factors
-        self.matrix = self.matrix * self.linear.layout.per_input(factors)[..., 0]
+        self.matrix *= self.linear.layout.per_input(factors)[..., 0]
 
 
 @dataclass(frozen=True)
@@ -80,7 +83,7 @@ class EqualizeLayers(Pass):
             the Clip cut something off; by default such a pair is left alone.
     """
 
-    iterations: int = 100
+    iterations: int = 200
     tolerance: float = 0.01
     drop_clips: bool = False
 
