@@ -21,7 +21,7 @@ from onnxq._graph.assemble import assemble
 from onnxq._graph.importer import OpaqueAttribute
 from onnxq._graph.opset import converted
 from onnxq._graph.view import Dim, GraphView, Node, Tensor, Use
-from onnxq._graph.weights import LazyArray, ProtoWeights, Weights, weights_of
+from onnxq._graph.weights import LazyArray, ProtoWeights, Weights, is_stub, weights_of
 from onnxq.errors import GraphError
 from onnxq.spec import QType
 
@@ -92,17 +92,18 @@ class GraphModel(GraphView):
         if version != self.opset:
             other = self._rebuilt(converted(self, version))
             other.validate()
-            other.notes[:0] = [note for note in self.notes if note not in other.notes]
-            self.__dict__ = other.__dict__
+            self.__dict__.update(other.__dict__)
 
     def _rebuilt(self, skeleton: onnx.ModelProto) -> GraphModel:
         weights = {t.name: weights_of(t) for t in self.constants()}
 
         def locate(proto: onnx.TensorProto) -> Weights:
-            stub = ProtoWeights(proto)
-            return weights[proto.name] if stub.is_empty and proto.name in weights else stub
+            return weights[proto.name] if is_stub(proto) and proto.name in weights else ProtoWeights(proto)
 
-        return GraphModel(skeleton, locate=locate)
+        other = GraphModel(skeleton, locate=locate)
+        other.notes = list(self.notes)
+        other.external_data = self.external_data
+        return other
 
     # ---- making things ---------------------------------------------------------------------
 

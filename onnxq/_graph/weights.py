@@ -114,12 +114,6 @@ class ProtoWeights(Weights):
         super().__init__(tuple(source.dims), source.data_type)
         self._source = source
 
-    @property
-    def is_empty(self) -> bool:
-        """Whether the protobuf has no numbers though its shape says that there are some."""
-        fields = ("raw_data", "float_data", "int32_data", "string_data", "int64_data", "double_data", "uint64_data")
-        return math.prod(self.shape) > 0 and not any(len(getattr(self._source, name)) for name in fields)
-
     def array(self) -> NDArray[Any]:
         """See `Weights.array`.
 
@@ -310,6 +304,12 @@ class Spill:
             handle = tempfile.TemporaryFile(prefix="onnxq-")  # noqa: SIM115 - DataFile closes it
             self._file = DataFile(handle, "a temporary file")
         return FileWeights(self._file, self._file.append(to_raw(array, onnx_type)), array.shape, onnx_type)
+
+
+def is_stub(proto: onnx.TensorProto) -> bool:
+    """Whether a tensor has no numbers though its shape says that there are some."""
+    fields = ("raw_data", "float_data", "int32_data", "string_data", "int64_data", "double_data", "uint64_data")
+    return math.prod(proto.dims) > 0 and not any(len(getattr(proto, name)) for name in fields)
 
 
 def weights_of(constant: Any) -> Weights:  # noqa: ANN401 - gs is untyped
