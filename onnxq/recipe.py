@@ -95,8 +95,8 @@ class Recipe(Model):
 
     version: Literal[1] = Field(default=1, description="Version of this format.")
     target: TargetName = Field(default="ort", description="The backend the quantized model is for.")
-    activations: ActivationConfig = Field(default=ActivationConfig(), description="How activations are quantized.")
-    weights: WeightConfig = Field(default=WeightConfig(), description="How weights are quantized.")
+    activations: ActivationConfig = Field(default=ActivationConfig(), description="What holds for all activations.")
+    weights: WeightConfig = Field(default=WeightConfig(), description="What holds for all weights.")
     rules: tuple[Rule, ...] = Field(default=(), description="What is different for some nodes.")
     skip: tuple[Name, ...] = Field(
         default=(), description="Nodes left float, by name, glob over names or operator type."

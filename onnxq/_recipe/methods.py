@@ -11,23 +11,14 @@ from onnxq._recipe.base import Model, Number, Share, Shorthand
 SearchRange = tuple[Number, Number]
 
 
-class _Search(Model):
-    """A method that tries clipping ratios of the observed range."""
-
-    search_range: SearchRange
-    search_step: Number
-
-    @model_validator(mode="after")
-    def _check_search(self) -> _Search:
-        start, end = self.search_range
-        if not 0 < start < end:
-            raise ValueError(f"search_range found [{start}, {end}]; must be two numbers with 0 < start < end")
-        if not 0 < self.search_step <= end - start:
-            raise ValueError(
-                f"search_step found {self.search_step}; must be > 0 and at most {end - start:g}, "
-                "the length of search_range"
-            )
-        return self
+def _check_search(search_range: tuple[float, float], search_step: float) -> None:
+    start, end = search_range
+    if not 0 < start < end:
+        raise ValueError(f"search_range found [{start}, {end}]; must be two numbers with 0 < start < end")
+    if not 0 < search_step <= end - start:
+        raise ValueError(
+            f"search_step found {search_step}; must be > 0 and at most {end - start:g}, the length of search_range"
+        )
 
 
 class MinMax(Model):
@@ -52,7 +43,7 @@ class KL(Model):
     )
 
 
-class ActivationMSE(_Search):
+class ActivationMSE(Model):
     """The range with the least mean squared error."""
 
     name: Literal["mse"] = "mse"
@@ -61,8 +52,13 @@ class ActivationMSE(_Search):
     )
     search_step: Number = Field(default=0.01, description="Distance of the ratios that are tried.")
 
+    @model_validator(mode="after")
+    def _check(self) -> ActivationMSE:
+        _check_search(self.search_range, self.search_step)
+        return self
 
-class IFMR(_Search):
+
+class IFMR(Model):
     """Percentile start, then a search for the upper bound with the least mean squared error."""
 
     name: Literal["ifmr"] = "ifmr"
@@ -70,6 +66,11 @@ class IFMR(_Search):
     search_step: Number = Field(default=0.01, description="Distance of the ratios that are tried.")
     max_percentile: Share = Field(default=0.999999, description="Part of the values below the initial upper bound.")
     min_percentile: Share = Field(default=0.999999, description="Part of the values above the initial lower bound.")
+
+    @model_validator(mode="after")
+    def _check(self) -> IFMR:
+        _check_search(self.search_range, self.search_step)
+        return self
 
 
 class HFMG(Model):
@@ -85,7 +86,7 @@ class AbsMax(Model):
     name: Literal["absmax"] = "absmax"
 
 
-class WeightMSE(_Search):
+class WeightMSE(Model):
     """The scale with the least mean squared error, searched for every scale by itself."""
 
     name: Literal["mse"] = "mse"
@@ -93,6 +94,11 @@ class WeightMSE(_Search):
         default=(0.3, 1.0), description="Smallest and largest part of the magnitude tried."
     )
     search_step: Number = Field(default=0.01, description="Distance of the ratios that are tried.")
+
+    @model_validator(mode="after")
+    def _check(self) -> WeightMSE:
+        _check_search(self.search_range, self.search_step)
+        return self
 
 
 def _activation_names() -> list[str]:

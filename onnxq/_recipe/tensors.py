@@ -21,7 +21,7 @@ class BlockShape(Model):
     """Runs of elements that share a scale."""
 
     axis: Annotated[int, Field(strict=True)] | None = Field(
-        default=None, description="The axis that is cut into runs; None is the axis the operator sums over."
+        default=None, description="The axis that is cut into runs; absent: the axis the operator sums over."
     )
     size: Count = Field(description="How many elements share a scale.")
 
