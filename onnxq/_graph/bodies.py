@@ -41,6 +41,15 @@ def tensors_of(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
                 yield from tensors_of(body)
 
 
+def nodes_of(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
+    """The nodes of a graph and the graphs inside it."""
+    for node in graph.node:
+        yield node
+        for attr in node.attribute:
+            for body in bodies_of_attribute(attr):
+                yield from nodes_of(body)
+
+
 def own_names(graph: onnx.GraphProto) -> set[str]:
     """The names a graph defines itself, without those of graphs inside it."""
     names = {info.name for info in graph.input}

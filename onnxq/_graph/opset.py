@@ -13,15 +13,20 @@ import onnx
 import onnx.version_converter
 
 from onnxq._graph.assemble import assemble
+from onnxq._graph.bodies import bodies_of, nodes_of
 from onnxq._graph.weights import is_stub
 from onnxq.errors import GraphError
 
 if TYPE_CHECKING:
-    from onnxq._graph.view import GraphView
+    from onnxq._graph.view import GraphView, Node
 
 _KEEP = 1 << 16
 """Constants of up to this many bytes take part: the converter reads axes, pads and the like."""
 _DEFAULT = ("", "ai.onnx")
+_WRONG = {"Hardmax": 13, "GroupNormalization": 21}
+"""Operators whose meaning changed with a version, which onnx's converter does not heed."""
+_MENDED = {"Upsample": 11, "Resize": 11}
+"""The same, but mended here where they are in the main graph."""
 
 
 def converted(view: GraphView, version: int) -> onnx.ModelProto:
@@ -33,19 +38,74 @@ def converted(view: GraphView, version: int) -> onnx.ModelProto:
     newest = onnx.defs.onnx_opset_version()
     if not view.opset < version <= newest:
         raise GraphError(f"cannot convert opset {view.opset} to {version}: it must be newer, and at most {newest}")
-    source = assemble(view, keep=_KEEP)
     where = f"cannot convert the model from opset {view.opset} to {version}"
+    _check_operators(view, version, where)
+    source = assemble(view, keep=_KEEP)
     try:
         result = onnx.version_converter.convert_version(_with_inputs(source), version)
     except (onnx.version_converter.ConvertError, RuntimeError, ValueError, IndexError) as err:
         raise GraphError(f"{where}: onnx's converter says {_short(err)}; export it with opset {version}") from err
+    if view.opset < 11 <= version:
+        _keep_old_resize(view, result.graph, where)
     try:
-        onnx.checker.check_model(result)
+        onnx.checker.check_model(_checkable(result))
     except onnx.checker.ValidationError as err:
         raise GraphError(
             f"{where}: onnx's converter makes an invalid model ({_short(err)}); export it with opset {version}"
         ) from err
     return _restored(source, result)
+
+
+def _check_operators(view: GraphView, version: int, where: str) -> None:
+    inside = [node for outer in view.nodes() for body in bodies_of(outer.attrs) for node in nodes_of(body)]
+    suspects = [(node.op, node.name, _WRONG) for node in view.nodes(*_WRONG)]
+    suspects += [(node.op_type, node.name, {**_WRONG, **_MENDED}) for node in inside if node.domain in _DEFAULT]
+    for op, name, changes in suspects:
+        if view.opset < changes.get(op, 0) <= version:
+            raise GraphError(
+                f"{where}: onnx's converter does not heed that {op} (node {name!r}) changed with opset {changes[op]}; "
+                f"export it with opset {version}"
+            )
+
+
+def _keep_old_resize(view: GraphView, graph: onnx.GraphProto, where: str) -> None:
+    """Say in Resize's attributes what Upsample and Resize did before opset 11; the converter leaves that out."""
+    for node in graph.node:
+        old = view.producer(view.tensor(node.output[0])) if node.op_type == "Resize" else None
+        if old is None:
+            continue
+        values = {"coordinate_transformation_mode": "asymmetric"}
+        if old.attrs.get("mode", "nearest") == "nearest":
+            values["nearest_mode"] = _old_rounding(view, old, where)
+        kept = [attr for attr in node.attribute if attr.name not in values]
+        node.ClearField("attribute")
+        node.attribute.extend(kept)
+        node.attribute.extend(onnx.helper.make_attribute(key, text) for key, text in values.items())
+
+
+def _old_rounding(view: GraphView, node: Node, where: str) -> str:
+    """Which neighbour ONNX Runtime took before opset 11: the lower one, but the upper one when shrinking."""
+    if node.op == "Upsample":
+        return "floor"
+    scales = node.inputs[1]
+    if view.is_constant(scales):
+        values = view.value(scales)
+        if (values >= 1).all() or (values <= 1).all():
+            return "floor" if (values >= 1).all() else "ceil"
+    raise GraphError(
+        f"{where}: Resize {node.name!r} enlarges and shrinks, or its scales are not constant; export it anew"
+    )
+
+
+def _checkable(result: onnx.ModelProto) -> onnx.ModelProto:
+    """A copy with a shape wherever the checker wants one, although ONNX Runtime does not."""
+    model = onnx.ModelProto()
+    model.CopyFrom(result)
+    model.graph.ClearField("value_info")
+    for info in (*model.graph.input, *model.graph.output):
+        if info.type.HasField("tensor_type") and not info.type.tensor_type.HasField("shape"):
+            info.type.tensor_type.shape.SetInParent()
+    return model
 
 
 def _short(err: Exception) -> str:
