@@ -38,15 +38,15 @@ class _Ranges:
 
     def of_outputs(self) -> Vector:
         """Largest ``|w|`` of each output channel, shape (out_channels,)."""
-        return (
-            self.matrix.max(axis=2 if self.linear.layout.out_first else 1, initial=0.0).reshape(-1).astype(np.float64)
-        )
+        return self._largest(2 if self.linear.layout.out_first else 1)
 
     def of_inputs(self) -> Vector:
         """Largest ``|w|`` of each input channel, shape (in_channels,)."""
-        return (
-            self.matrix.max(axis=1 if self.linear.layout.out_first else 2, initial=0.0).reshape(-1).astype(np.float64)
-        )
+        return self._largest(1 if self.linear.layout.out_first else 2)
+
+    def _largest(self, over: int) -> Vector:
+        result: Vector = self.matrix.max(axis=over, initial=0.0).reshape(-1).astype(np.float64)
+        return result
 
     def scale_outputs(self, factors: Vector) -> None:
         """Multiply each output channel by a factor, shape (out_channels,)."""
