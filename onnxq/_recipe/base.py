@@ -63,12 +63,20 @@ class InvalidRecipe(RecipeError, ValueError):  # noqa: N818 - reads as its base 
 
     def __init__(self, problems: list[Problem], *, source: str = "") -> None:
         self.problems = tuple(problems)
+        self._source = source
         start = f"{source}: " if source else ""
         if len(problems) == 1:
             super().__init__(f"{start}{problems[0]}")
             return
         lines = "".join(f"\n  {problem}" for problem in problems)
         super().__init__(f"{start}{len(problems)} problems in the recipe{lines}")
+
+    def __reduce__(self) -> tuple[Callable[..., InvalidRecipe], tuple[object, ...]]:
+        return _invalid_recipe, (self.problems, self._source)
+
+
+def _invalid_recipe(problems: tuple[Problem, ...], source: str) -> InvalidRecipe:
+    return InvalidRecipe(list(problems), source=source)
 
 
 class Model(BaseModel):
@@ -93,6 +101,10 @@ class Model(BaseModel):
             RecipeError: If the changed copy is not valid.
         """
         return type(self)(**{**{name: getattr(self, name) for name in type(self).model_fields}, **changes})
+
+    def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
+        """As `replace`: unlike pydantic's own, a changed copy is validated."""
+        return self.replace(**(update or {}))
 
 
 def _problems(model: type[Model], err: ValidationError) -> Iterator[Problem]:

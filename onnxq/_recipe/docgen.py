@@ -139,8 +139,8 @@ def _type(node: Schema) -> str:
         if "prefixItems" in node:
             return f"list of {len(node['prefixItems'])}: {_type(node['prefixItems'][0])}"
         return f"list of: {_type(node['items'])}"
-    words = {"integer": "whole number", "boolean": "`true`, `false`", "string": "text"}
-    return words.get(node["type"], node["type"]) + _bounds(node)
+    words: dict[str, str] = {"integer": "whole number", "boolean": "`true`, `false`", "string": "text"}
+    return words.get(node["type"], str(node["type"])) + _bounds(node)
 
 
 def _bounds(node: Schema) -> str:

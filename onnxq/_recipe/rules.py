@@ -119,28 +119,25 @@ class Resolver:
 
     def __init__(self, activations: ActivationConfig, weights: WeightConfig, rules: Iterable[tuple[str, Rule]]) -> None:
         self._base = Settings(activations, weights)
-        self._exact: dict[tuple[Level, str], list[tuple[str, Rule]]] = {}
-        self._globs: list[tuple[re.Pattern[str], str, Rule]] = []
-        for label, rule in rules:
+        self._rules = list(rules)
+        self._exact: dict[tuple[Level, str], list[int]] = {}
+        self._globs: list[tuple[re.Pattern[str], int]] = []
+        for number, (_, rule) in enumerate(self._rules):
             level, value = rule.match.level, rule.match.value
             if level == "name":
-                self._globs.append((re.compile(fnmatch.translate(value)), label, rule))
+                self._globs.append((re.compile(fnmatch.translate(value)), number))
             else:
-                self._exact.setdefault((level, value), []).append((label, rule))
+                self._exact.setdefault((level, value), []).append(number)
         self._merged: dict[tuple[int, ...], Settings] = {}
-
-    def matching(self, node_name: str, op_type: str) -> list[tuple[str, Rule]]:
-        """The rules that select a node, the weakest first."""
-        named = [(label, rule) for pattern, label, rule in self._globs if pattern.match(node_name)]
-        return [*self._exact.get(("op_type", op_type), ()), *named, *self._exact.get(("node", node_name), ())]
 
     def resolve(self, node_name: str, op_type: str) -> Settings:
         """What holds for one node."""
-        found = self.matching(node_name, op_type)
-        key = tuple(id(rule) for _, rule in found)
-        if key not in self._merged:
-            self._merged[key] = self._merge(found)
-        return self._merged[key]
+        named = [number for pattern, number in self._globs if pattern.match(node_name)]
+        exact = self._exact
+        found = (*exact.get(("op_type", op_type), ()), *named, *exact.get(("node", node_name), ()))
+        if found not in self._merged:
+            self._merged[found] = self._merge([self._rules[number] for number in found])
+        return self._merged[found]
 
     def _merge(self, found: list[tuple[str, Rule]]) -> Settings:
         activations, weights = self._base.activations, self._base.weights

@@ -6,6 +6,7 @@ import math
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -14,7 +15,9 @@ from onnxq.calib.arrays import FileColumn, archive_columns, whole
 from onnxq.calib.feeds import Array, Feed, InputInfo
 from onnxq.calib.files import FolderSource, Source, TableSource
 from onnxq.errors import DataError
-from onnxq.recipe import ImagePreprocess
+
+if TYPE_CHECKING:
+    from onnxq.recipe import ImagePreprocess
 
 KINDS = "an .npz archive, or a folder of .npz, .npy, .bin or image files"
 

@@ -13,14 +13,16 @@ from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TypeVar, cast
+from typing import TYPE_CHECKING, TypeVar, cast
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
 from onnxq.errors import DataError
-from onnxq.recipe import ImagePreprocess
+
+if TYPE_CHECKING:
+    from onnxq.recipe import ImagePreprocess
 
 Pixels = NDArray[np.uint8]
 T = TypeVar("T")

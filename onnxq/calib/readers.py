@@ -10,7 +10,7 @@ import logging
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol, cast, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, cast, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,7 +23,9 @@ from onnxq.calib.folders import open_source
 from onnxq.calib.images import prefetch
 from onnxq.calib.live import IterableReader, OrtDataReader, RandomReader, ReaderFromOrt
 from onnxq.errors import DataError
-from onnxq.recipe import ImagePreprocess
+
+if TYPE_CHECKING:
+    from onnxq.recipe import ImagePreprocess
 
 __all__ = [
     "CheckedReader",
