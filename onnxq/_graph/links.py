@@ -17,6 +17,8 @@ from onnxq.errors import GraphError
 Node = Any
 Tensor = Any
 _DEFAULT_DOMAINS = ("", "ai.onnx", None)
+_WIDE = 32
+"""Lists with more edges are searched through an index."""
 
 
 class Names:
@@ -63,20 +65,72 @@ def distinct(nodes: Iterable[Node]) -> Iterator[Node]:
 
 
 def positions(node: Node, tensor: Tensor) -> list[int]:
-    """The numbers of the inputs of `node` that read `tensor`."""
-    return [i for i, t in enumerate(node.inputs) if t is tensor]
+    """The numbers of the inputs of `node` that read `tensor`; in constant time, however many inputs there are."""
+    inputs = node.inputs
+    if len(inputs) <= _WIDE:
+        return [i for i, t in enumerate(inputs) if t is tensor]
+    where = _where(inputs)
+    return sorted({i for i in where.get(id(tensor), ()) if inputs[i] is tensor})
 
 
-def drop(items: list[Any], item: object) -> None:
-    """Remove one occurrence of `item` itself, looked for from both ends."""
+def _where(items: Any) -> dict[int, list[int]]:  # noqa: ANN401 - a gs list
+    """Positions by identity, kept on the list; some may be out of date, so check before use."""
+    length, where = items.__dict__.get("onnxq_where", (-1, {}))
+    if length != len(items):
+        where = {}
+        for i, item in enumerate(items):
+            where.setdefault(id(item), []).append(i)
+        items.onnxq_where = len(items), where
+    return where  # type: ignore[no-any-return] # gs is untyped
+
+
+def _write(node: Node, index: int, tensor: Tensor) -> None:
+    """Change one input of `node`, and nothing else."""
+    list.__setitem__(node.inputs, index, tensor)
+    if len(node.inputs) > _WIDE:
+        _where(node.inputs).setdefault(id(tensor), []).append(index)
+
+
+def drop(items: Any, item: object) -> None:  # noqa: ANN401 - a gs list
+    """Remove one occurrence of `item` itself from a list of nodes.
+
+    In constant time: in a long list the last one takes its place, in a short one the order stays.
+    """
     last = len(items) - 1
-    for i in range(last // 2 + 1):
-        if items[i] is item:
-            list.__delitem__(items, i)
-            return
-        if items[last - i] is item:
-            list.__delitem__(items, last - i)
-            return
+    if last < _WIDE:
+        for i, other in enumerate(items):
+            if other is item:
+                list.__delitem__(items, i)
+                return
+        return
+    place = _place(items, item)
+    if place < 0:
+        return
+    where = _where(items)
+    moved = items[last]
+    list.__setitem__(items, place, moved)
+    list.__delitem__(items, last)
+    where.setdefault(id(moved), []).append(place)
+    items.onnxq_where = last, where
+
+
+def _place(items: Any, item: object) -> int:  # noqa: ANN401 - a gs list
+    for _ in range(2):
+        places = _where(items).get(id(item), [])
+        while places:
+            place = places.pop()
+            if place < len(items) and items[place] is item:
+                return place
+        items.onnxq_where = -1, {}  # something else changed the list: look once more
+    return -1
+
+
+def _append(items: Any, item: object) -> None:  # noqa: ANN401 - a gs list
+    list.append(items, item)
+    length, where = items.__dict__.get("onnxq_where", (-1, {}))
+    if length == len(items) - 1:
+        where.setdefault(id(item), []).append(length)
+        items.onnxq_where = len(items), where
 
 
 def set_input(node: Node, index: int, tensor: Tensor) -> None:
@@ -84,11 +138,10 @@ def set_input(node: Node, index: int, tensor: Tensor) -> None:
     while len(node.inputs) <= index:
         node.inputs.append(gs.Variable.empty())
     old = node.inputs[index]
-    if old is tensor:
-        return
-    list.__setitem__(node.inputs, index, tensor)
-    drop(old.outputs, node)
-    list.append(tensor.outputs, node)
+    if old is not tensor:
+        _write(node, index, tensor)
+        drop(old.outputs, node)
+        _append(tensor.outputs, node)
 
 
 def set_output(node: Node, index: int, tensor: Tensor) -> None:
@@ -103,31 +156,23 @@ def move_all(old: Tensor, new: Tensor) -> None:
     readers = list(old.outputs)
     for node in distinct(readers):
         for i in positions(node, old):
-            list.__setitem__(node.inputs, i, new)
+            _write(node, i, new)
     list.extend(new.outputs, readers)
     list.clear(old.outputs)
 
 
 def move_some(old: Tensor, new: Tensor, uses: Iterable[tuple[Node, int]]) -> None:
-    """Let the named inputs read `new` instead of `old`; linear in the readers of `old`.
+    """Let the named inputs read `new` instead of `old`.
 
     Raises:
-        GraphError: If one of them does not read `old`.
+        GraphError: If one of them does not read `old`; nothing is changed then.
     """
-    moved: dict[int, int] = {}
+    uses = tuple(uses)
     for node, i in uses:
         if i >= len(node.inputs) or node.inputs[i] is not old:
             raise GraphError(f"input {i} of node {node.name!r} ({node.op}) does not read {old.name!r}")
-        list.__setitem__(node.inputs, i, new)
-        list.append(new.outputs, node)
-        moved[id(node)] = moved.get(id(node), 0) + 1
-    left = []
-    for node in old.outputs:
-        if moved.get(id(node), 0):
-            moved[id(node)] -= 1
-        else:
-            left.append(node)
-    list.__setitem__(old.outputs, slice(None), left)
+    for node, i in uses:
+        set_input(node, i, new)
 
 
 def unlink(node: Node) -> None:
