@@ -13,15 +13,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from onnxq._recipe import docgen
+from onnxq.algos.activation import METHODS
 from onnxq.errors import RecipeError
 from onnxq.recipe import (
-    HFMG,
     IFMR,
     KL,
     ActivationConfig,
     BiasCorrection,
     ImagePreprocess,
-    Percentile,
     Recipe,
     Selector,
     TensorConfig,
@@ -62,7 +61,7 @@ ACTIVATIONS = st.fixed_dictionaries(
         **TENSOR,
         "method": st.one_of(
             st.sampled_from(["minmax", "percentile", "kl", "mse", "ifmr", "hfmg", {"name": "kl", "num_bins": 512}]),
-            st.fixed_dictionaries({"name": st.just("percentile"), "percentile": st.floats(0.51, 1)}),
+            st.fixed_dictionaries({"name": st.just("percentile"), "percentile": st.floats(50.1, 100)}),
             st.fixed_dictionaries({"name": st.just("ifmr"), "search_step": st.floats(0.001, 0.5)}),
         ),
     },
@@ -143,12 +142,18 @@ def test_digest_is_of_what_decides_the_result() -> None:
     assert len({base.digest(), *(Recipe.from_dict(other).digest() for other in others)}) == 8
 
 
-def test_parameters_of_the_methods() -> None:
-    assert Percentile().percentile == 0.9999
-    assert KL().num_bins == 2048
-    assert HFMG().num_of_bins == 4096
-    assert (IFMR().search_range, IFMR().search_step) == ((0.7, 1.3), 0.01)
-    assert (IFMR().max_percentile, IFMR().min_percentile) == (0.999999, 0.999999)
+def test_methods_have_the_parameters_of_their_algorithms() -> None:
+    for name, info in METHODS.items():
+        method = ActivationConfig(method={"name": name}).method  # type: ignore[arg-type]
+        assert method is not None
+        assert info.config(**method.parameters()) == info.config(), name
+    assert set(METHODS) == set(json_names("ActivationConfig"))
+    changed = IFMR(search_range=(0.5, 1.5), two_sided=True).parameters()
+    assert (changed["search_start"], changed["search_end"], changed["two_sided"]) == (0.5, 1.5, True)
+
+
+def json_names(part: str) -> list[str]:
+    return Recipe.json_schema()["$defs"][part]["properties"]["method"]["anyOf"][0]["enum"]  # type: ignore[index]
 
 
 # rules
@@ -298,8 +303,7 @@ def test_schema_describes_every_key() -> None:
         assert part["description"]
         for key, value in part["properties"].items():
             assert key in ("name", "kind", "per_block") or value["description"], key
-    method = schema["$defs"]["WeightConfig"]["properties"]["method"]["anyOf"][0]  # type: ignore[index]
-    assert method == {"type": "string", "enum": ["absmax", "mse"]}
+    assert json_names("WeightConfig") == ["absmax", "mse"]
     json.dumps(schema)
 
 

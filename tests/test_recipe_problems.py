@@ -22,7 +22,7 @@ def test_all_problems_are_told_with_path_value_and_hint() -> None:
         {
             "targt": "x",
             "target": "tensort",
-            "activations": {"bits": 99, "method": {"name": "percentile", "percentile": 99.9, "foo": 1}},
+            "activations": {"bits": 99, "method": {"name": "percentile", "percentile": 0.999, "foo": 1}},
             "weights": {"granularity": {"per_block": {"siz": 3}}},
             "rules": [{"match": {"node": "a", "name": "b"}, "skip": True}, {"match": {"nod": "a"}}, 5],
             "fuse": {"batchnorm": "yes"},
@@ -32,7 +32,7 @@ def test_all_problems_are_told_with_path_value_and_hint() -> None:
     ) == [
         "target: found 'tensort'; must be 'ort', 'tensorrt', 'qnn' or 'ascend'; did you mean 'tensorrt'?",
         "activations.bits: found 99; must be less than or equal to 16",
-        "activations.method.percentile: found 99.9; must be less than or equal to 1",
+        "activations.method.percentile: found 0.999; must be greater than 50",
         "activations.method.foo: unknown key (its value is 1); known keys: name, percentile",
         "weights.granularity.per_block.size: is missing",
         "weights.granularity.per_block.siz: unknown key (its value is 3); did you mean 'size'?",

@@ -44,7 +44,7 @@ EXAMPLE = """\
 version: 1
 target: ort
 activations:
-  method: {name: percentile, percentile: 0.9999}
+  method: {name: percentile, percentile: 99.999}
 weights:
   granularity: per_axis
   method: mse

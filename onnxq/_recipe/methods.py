@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from onnxq._recipe.base import Model, Number, Share, Shorthand
+from onnxq._recipe.base import Flag, Model, Number, Share, Shorthand
 
 SearchRange = tuple[Number, Number]
 
@@ -21,51 +21,60 @@ def _check_search(search_range: tuple[float, float], search_step: float) -> None
         )
 
 
-class MinMax(Model):
+class Method(Model):
+    """A way to choose ranges or scales."""
+
+    def parameters(self) -> dict[str, object]:
+        """The parameters under the names the algorithm has for them."""
+        fields: dict[str, Any] = {key: getattr(self, key) for key in type(self).model_fields if key != "name"}
+        if "search_range" in fields:
+            fields["search_start"], fields["search_end"] = fields.pop("search_range")
+        return fields
+
+
+class MinMax(Method):
     """The smallest and the largest value that was seen."""
 
     name: Literal["minmax"] = "minmax"
 
 
-class Percentile(Model):
-    """Leave out the most extreme values on either side."""
+class Percentile(Method):
+    """Cut the same share of the values off each end."""
 
     name: Literal["percentile"] = "percentile"
-    percentile: Share = Field(default=0.9999, description="Part of the values that is kept; 99.99 % is 0.9999.")
+    percentile: Annotated[float, Field(strict=True, gt=50, le=100)] = Field(
+        default=99.99, description="How many percent of the values are kept at each end."
+    )
 
 
-class KL(Model):
+class KL(Method):
     """The range whose quantized histogram differs least from the original (Kullback-Leibler)."""
 
     name: Literal["kl"] = "kl"
-    num_bins: Annotated[int, Field(strict=True, ge=256, le=16384)] = Field(
+    num_bins: Annotated[int, Field(strict=True, ge=128, le=8192)] = Field(
         default=2048, description="Bins of the histogram the search runs on."
     )
+    ignore_zeros: Flag = Field(default=True, description="Do not let the zeros behind a Relu decide.")
 
 
-class ActivationMSE(Model):
+class ActivationMSE(Method):
     """The range with the least mean squared error."""
 
     name: Literal["mse"] = "mse"
-    search_range: SearchRange = Field(
-        default=(0.3, 1.0), description="Smallest and largest part of the observed range tried."
+    smallest: Annotated[float, Field(strict=True, gt=0, le=1)] = Field(
+        default=1 / 128, description="Smallest part of the observed range that may be chosen."
     )
-    search_step: Number = Field(default=0.01, description="Distance of the ratios that are tried.")
-
-    @model_validator(mode="after")
-    def _check(self) -> ActivationMSE:
-        _check_search(self.search_range, self.search_step)
-        return self
 
 
-class IFMR(Model):
-    """Percentile start, then a search for the upper bound with the least mean squared error."""
+class IFMR(Method):
+    """Percentile start, then a search for the bound with the least mean squared error."""
 
     name: Literal["ifmr"] = "ifmr"
     search_range: SearchRange = Field(default=(0.7, 1.3), description="Smallest and largest ratio tried.")
     search_step: Number = Field(default=0.01, description="Distance of the ratios that are tried.")
     max_percentile: Share = Field(default=0.999999, description="Part of the values below the initial upper bound.")
     min_percentile: Share = Field(default=0.999999, description="Part of the values above the initial lower bound.")
+    two_sided: Flag = Field(default=False, description="Also search the lower bound of an asymmetric range.")
 
     @model_validator(mode="after")
     def _check(self) -> IFMR:
@@ -73,20 +82,20 @@ class IFMR(Model):
         return self
 
 
-class HFMG(Model):
+class HFMG(Method):
     """Shrink a histogram from both sides; keep the range with the least analytic squared error."""
 
     name: Literal["hfmg"] = "hfmg"
     num_of_bins: Literal[1024, 2048, 4096, 8192] = Field(default=4096, description="Bins of the histogram.")
 
 
-class AbsMax(Model):
+class AbsMax(Method):
     """The largest magnitude; the smallest and largest value where the weights are asymmetric."""
 
     name: Literal["absmax"] = "absmax"
 
 
-class WeightMSE(Model):
+class WeightMSE(Method):
     """The scale with the least mean squared error, searched for every scale by itself."""
 
     name: Literal["mse"] = "mse"

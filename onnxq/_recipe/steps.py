@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from onnxq._recipe.base import Count, Flag, Model, Name, Number, Repeat, Seed, Shorthand
+from onnxq._recipe.methods import Method
 
 Pixels = Annotated[tuple[Count, Count], Repeat(2)]
 """(height, width)."""
@@ -112,7 +113,7 @@ class BiasCorrection(Model):
     samples: Count = Field(default=64, description="How many samples the means are taken over.")
 
 
-class GPTQ(Model):
+class GPTQ(Method):
     """Round column by column and compensate each error in the columns that follow."""
 
     name: Literal["gptq"] = "gptq"

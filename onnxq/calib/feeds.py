@@ -107,7 +107,7 @@ def check_feed(
     notes: list[str] = []
     for info in inputs:
         at = f"{where}: input {info.name!r}"
-        array = _as_array(feed[info.name], at)
+        array = as_array(feed[info.name], at)
         _check_shape(array, info, at, carried=info.name in carried)
         checked[info.name] = convert(array, info, at, notes)
         _check_nan(checked[info.name], info, where, first)
@@ -115,9 +115,19 @@ def check_feed(
     return checked, tuple(notes)
 
 
-def _as_array(value: object, at: str) -> Array:
+def as_array(value: object, at: str, *, copy: bool = False) -> Array:
+    """Return what `numpy` makes of a value: a list, a tensor of a framework, an array.
+
+    Args:
+        value: Anything.
+        at: Where it is, for messages.
+        copy: Copy an array too.
+
+    Raises:
+        DataError: If it cannot be read as an array.
+    """
     try:
-        return np.asarray(value)
+        return np.array(value) if copy else np.asarray(value)
     except (ValueError, TypeError, RuntimeError) as err:  # RuntimeError: a torch tensor that needs a gradient
         raise DataError(f"{at}: cannot be read as an array: {err}") from err
 

@@ -9,7 +9,7 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 
 from onnxq.calib.chunks import ContentDigest
-from onnxq.calib.feeds import Array, Dim, Feed, InputInfo
+from onnxq.calib.feeds import Array, Dim, Feed, InputInfo, as_array
 from onnxq.errors import DataError, nearest
 
 RECORD_BYTES = 512 << 20
@@ -85,13 +85,13 @@ class IterableReader:
 
     def _feed(self, item: object) -> Feed:
         if isinstance(item, Mapping):
-            return {str(name): np.array(value) for name, value in item.items()}
+            return {str(name): as_array(value, f"input {name!r}", copy=True) for name, value in item.items()}
         names = self._names or ()
         values = list(item) if isinstance(item, (tuple, list)) and len(names) > 1 else [item]
         if not names or len(values) != len(names):
             wanted = f"a mapping or {len(names)} arrays for {', '.join(names)}" if names else "a mapping"
             raise DataError(f"found {type(item).__name__} of {len(values)} as a feed; must be {wanted}")
-        return {name: np.array(value) for name, value in zip(names, values, strict=True)}
+        return {name: as_array(v, f"input {name!r}", copy=True) for name, v in zip(names, values, strict=True)}
 
     def len_hint(self) -> int | None:
         """Not known."""

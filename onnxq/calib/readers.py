@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from onnxq.calib.arrays import MemoryColumn
 from onnxq.calib.chunks import ContentDigest, head, rechunk, samples, take
-from onnxq.calib.feeds import Feed, InputInfo, batching, check_feed
+from onnxq.calib.feeds import Feed, InputInfo, as_array, batching, check_feed
 from onnxq.calib.files import Located, Source, TableSource
 from onnxq.calib.folders import open_source
 from onnxq.calib.images import prefetch
@@ -86,7 +86,8 @@ class _ReaderSource:
     def located(self) -> Iterator[Located]:
         """Give the feeds and their numbers."""
         for index, feed in enumerate(self._reader):
-            yield Located(f"feed {index} of the data", 0, feed)
+            where = f"feed {index} of the data"
+            yield Located(where, 0, {name: as_array(value, f"{where}: input {name!r}") for name, value in feed.items()})
 
 
 class CheckedReader:
@@ -236,6 +237,6 @@ def _source_of(data: object, inputs: Sequence[InputInfo]) -> Source:
             raise DataError(f"one array is given, but the model has {len(inputs)} inputs; give arrays by input name")
         data = {inputs[0].name: data}
     if isinstance(data, Mapping):
-        columns = {str(name): MemoryColumn(np.asarray(array)) for name, array in data.items()}
+        columns = {str(name): MemoryColumn(as_array(value, f"array {name!r}")) for name, value in data.items()}
         return TableSource("the arrays", columns, inputs)
     return _ReaderSource(IterableReader(cast(Iterable[object], data), inputs))

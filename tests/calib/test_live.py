@@ -129,6 +129,8 @@ def test_feeds_without_names() -> None:
         list(IterableReader([[1, 2, 3]], inputs))
     with pytest.raises(DataError, match="found int of 1 as a feed; must be a mapping"):
         list(IterableReader([1]))
+    with pytest.raises(DataError, match=r"^input 'x': cannot be read as an array"):
+        list(IterableReader([{"x": [[1], [2, 3]]}]))
     with pytest.raises(DataError, match="int is no source of feeds"):
         as_reader(5, [X])
     with pytest.raises(DataError, match="one array is given, but the model has 2 inputs"):
