@@ -94,8 +94,8 @@ class EqualizeLayers(Pass):
     def __post_init__(self) -> None:
         if self.iterations < 1:
             raise RecipeError(f"equalization: iterations must be at least 1, got {self.iterations}")
-        if not 0.0 < self.tolerance < 1.0:
-            raise RecipeError(f"equalization: tolerance must be between 0 and 1, got {self.tolerance}")
+        if not self.tolerance > 0.0:
+            raise RecipeError(f"equalization: tolerance must be above 0, got {self.tolerance}")
         object.__setattr__(self, "preserves_function", not self.drop_clips)
 
     def run(self, graph: GraphModel, ctx: QuantContext) -> PassReport:

@@ -1,0 +1,46 @@
+"""Every example runs without arguments and prints what it promises."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
+
+PROMISES = {
+    "own_pass.py": ["before: ", "ClipToRelu", "0 Clip"],
+    "fuse_equalize_verify.py": ["FuseBatchNorm", "saved 01_AssignNames.onnx to 07_Sweep.onnx", " alone: "],
+    "custom_pipeline.py": [
+        "pass 1 FuseBatchNorm needs CONSTANTS_LIFTED, which only LiftConstants after it provides",
+        "pass 2 EqualizeLayers needs BN_FUSED, which only FuseBatchNorm after it provides",
+        "preserves the function: False",
+        "skip_layers lists",
+    ],
+}
+
+
+def test_there_are_at_least_three() -> None:
+    assert len(EXAMPLES) >= 3
+    assert set(PROMISES) <= {path.name for path in EXAMPLES}
+
+
+@pytest.mark.parametrize("path", EXAMPLES, ids=lambda p: p.name)
+def test_example_runs(path: Path, tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-W", "error", str(path)], cwd=tmp_path, capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
+    for promise in PROMISES.get(path.name, []):
+        assert promise in done.stdout
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("path", EXAMPLES, ids=lambda p: p.name)
+def test_example_is_short_and_says_what_it_shows(path: Path) -> None:
+    lines = path.read_text().splitlines()
+    assert len(lines) < 60
+    assert lines[0].startswith('"""')
