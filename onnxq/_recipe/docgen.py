@@ -131,7 +131,7 @@ def _type(node: Schema) -> str:
         return f"[{name}](#{name.lower()})"
     if "const" in node or "enum" in node:
         return ", ".join(f"`{_written(value)}`" for value in node.get("enum", [node.get("const")]))
-    for key in ("anyOf", "oneOf"):
+    for key in ("anyOf", "oneOf", "allOf"):
         if key in node:
             options = [_type(option) for option in node[key] if option.get("type") != "null"]
             return " or ".join(dict.fromkeys(options))

@@ -26,9 +26,12 @@ class EqualizeConfig(Model):
     """Cross-layer equalization: even out the channel ranges of consecutive layers."""
 
     enabled: Flag = Field(default=False, description="Whether to do it.")
-    iterations: Count = Field(default=20, description="Sweeps over all pairs of layers, at the most.")
+    iterations: Count = Field(default=200, description="Sweeps over all pairs of layers, at the most.")
     tolerance: Annotated[float, Field(strict=True, gt=0)] = Field(
-        default=1e-3, description="Stop when no channel's factor differs from 1 by more than this."
+        default=0.01, description="Stop when no channel's factor differs from 1 by more than this."
+    )
+    drop_clips: Flag = Field(
+        default=False, description="Turn a Clip(0, u) between two layers into a Relu, which changes the function."
     )
 
 
