@@ -218,14 +218,15 @@ def _check_read(node: Node, tensor: Tensor, given: frozenset[int]) -> None:
 
 
 def check_names(nodes: Iterable[Node], *, must_differ: bool) -> dict[str, Node]:
-    """Nodes by name, the first one of each.
+    """Nodes that have a name by it, the first one of each.
 
     Raises:
         GraphError: If two have one name, or one has none, and `must_differ`.
     """
     by_name: dict[str, Node] = {}
     for node in nodes:
-        other: Any = by_name.setdefault(node.name, node)
-        if must_differ and (other is not node or not node.name):
-            raise GraphError(f"two nodes are called {node.name!r}, or none: {other.op} and {node.op}")
+        other: Any = by_name.setdefault(node.name, node) if node.name else None
+        if must_differ and other is not node:
+            what = "no name" if other is None else f"the name {node.name!r} of another one ({other.op})"
+            raise GraphError(f"node {node.name!r} ({node.op}) has {what}; AssignNames gives each a name of its own")
     return by_name

@@ -61,7 +61,8 @@ class GraphView:
         self._nodes_named = False
         for node in self._imported.nodes:
             self._names.take(node.name)
-            self._by_name.setdefault(node.name, node)
+            if node.name:
+                self._by_name.setdefault(node.name, node)
             self._note_captures(node)
         if self._imported.overridable:
             names = ", ".join(sorted(self._imported.overridable)[:5])
@@ -274,4 +275,4 @@ class GraphView:
 
     def _check_names(self, *, must_differ: bool) -> None:
         self._by_name = links.check_names(self._nodes.values(), must_differ=must_differ)
-        self._nodes_named = "" not in self._by_name and len(self._by_name) == len(self._nodes)
+        self._nodes_named = len(self._by_name) == len(self._nodes)
