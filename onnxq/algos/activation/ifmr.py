@@ -7,6 +7,7 @@ in memory for that; `find_range` works on the histogram, `exact_range` on the va
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -54,13 +55,15 @@ class IfmrConfig:
             raise RecipeError(f"search_start {self.search_start} must be below search_end {self.search_end}")
         if self.search_step > self.search_end - self.search_start + 1e-12:
             raise RecipeError(f"search_step {self.search_step} is wider than the search range")
-        if len(self.ratios()) > 10_000:
-            raise RecipeError(f"search_step {self.search_step} makes {len(self.ratios())} ratios; use at most 10000")
+        if self._count() > 10_000:
+            raise RecipeError(f"search_step {self.search_step} makes {self._count()} ratios; use at most 10000")
+
+    def _count(self) -> int:
+        return math.ceil((self.search_end - self.search_start) / self.search_step - 1e-9)
 
     def ratios(self) -> NDArray[np.float64]:
         """Ratios tried, ascending, the end excluded: 60 values 0.70 to 1.29 by default."""
-        count = int(np.ceil((self.search_end - self.search_start) / self.search_step - 1e-9))
-        return self.search_start + self.search_step * np.arange(count, dtype=np.float64)
+        return self.search_start + self.search_step * np.arange(self._count(), dtype=np.float64)
 
 
 def find_range(stats: TensorStats, spec: QuantSpec, config: IfmrConfig) -> tuple[float, float]:

@@ -1,0 +1,91 @@
+"""KL against the published procedure, spelled out."""
+
+import numpy as np
+import pytest
+
+from onnxq.algos.activation.kl import KlConfig, best_threshold, find_range
+from onnxq.spec import QType, QuantSpec
+from tests.algos.activation.samples import ARRAYS, ASYMMETRIC, SYMMETRIC, stats_of
+
+
+def divergence(counts, kept, levels):
+    """Slides 38 and 39 for one threshold: reference P, quantized and expanded Q, sum of P log(P / Q)."""
+    p = counts[:kept].astype(np.float64).copy()
+    p[-1] += counts[kept:].sum()
+    q = np.zeros(kept)
+    for level in range(levels):
+        run = slice(level * kept // levels, (level + 1) * kept // levels)
+        occupied = p[run] > 0
+        if occupied.any():
+            q[run][occupied] = counts[:kept][run].sum() / occupied.sum()
+    p, q = p / p.sum(), q / q.sum()
+    if ((p > 0) & (q == 0)).any():
+        return np.inf
+    return float((p[p > 0] * np.log(p[p > 0] / q[p > 0])).sum())
+
+
+def reference_threshold(counts, levels):
+    every = [divergence(counts, kept, levels) for kept in range(levels, counts.size + 1)]
+    return every, levels + int(np.argmin(every))
+
+
+@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("levels", [8, 16])
+def test_threshold_is_the_published_one(seed, levels):
+    rng = np.random.default_rng(seed)
+    counts = rng.poisson(300 * np.exp(-np.arange(160) / rng.uniform(5, 40))).astype(np.float64)
+    every, expected = reference_threshold(counts, levels)
+    found = best_threshold(counts, np.full(counts.size + 1, levels))
+    assert every[found - levels] == pytest.approx(min(every), rel=1e-9)
+    assert found == expected
+
+
+def test_example_of_the_slides():
+    """Slide 39: [1, 0, 2, 3, 5, 3, 1, 7] in two levels becomes [2, 0, 2, 2, 4, 4, 4, 4]."""
+    counts = np.array([1, 0, 2, 3, 5, 3, 1, 7.0])
+    p, q = counts / 22, np.array([2, 0, 2, 2, 4, 4, 4, 4]) / 22
+    expected = (p[p > 0] * np.log(p[p > 0] / q[p > 0])).sum()
+    assert divergence(counts, 8, 2) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("name", ["laplace", "outlier", "relu"])
+def test_range_equals_the_procedure_on_the_values(name):
+    """2048 bins of the magnitudes, 128 levels, threshold in the middle of the last bin."""
+    x = ARRAYS[name]
+    absmax = float(np.abs(x).max())
+    counts = np.histogram(np.abs(x), 2048, (0, absmax))[0].astype(np.float64)
+    counts[0] = counts[1]
+    every, _ = reference_threshold(counts, 128)
+    low, high = find_range(stats_of(x), SYMMETRIC, KlConfig())
+    kept = round(max(-low, high) / absmax * 2048 - 0.5)
+    # the histogram's bins straddle those of the reference: the optimum may move, its divergence hardly does
+    near = [every[k - 128] for k in range(max(kept - 30, 128), min(kept + 31, 2049))]
+    assert min(near) <= min(every) * 1.1
+    assert low == max(float(x.min()), -max(-low, high))
+
+
+def test_an_outlier_is_clipped():
+    low, high = find_range(stats_of(ARRAYS["outlier"]), SYMMETRIC, KlConfig())
+    assert 3 < high < 8
+    assert low >= -5
+    assert find_range(stats_of(ARRAYS["outlier"]), ASYMMETRIC, KlConfig())[1] < 8
+
+
+def test_one_sided_data_get_all_the_levels():
+    symmetric = find_range(stats_of(ARRAYS["relu"]), SYMMETRIC, KlConfig())
+    half = find_range(stats_of(ARRAYS["relu"]), QuantSpec(QType.UINT8, symmetric=False, bits=7), KlConfig())
+    assert symmetric == half
+
+
+def test_zeros_do_not_matter():
+    x = ARRAYS["relu"]
+    more = np.concatenate([x, np.zeros(500_000, np.float32)])
+    assert find_range(stats_of(x), ASYMMETRIC, KlConfig()) == find_range(stats_of(more), ASYMMETRIC, KlConfig())
+    seen = KlConfig(ignore_zeros=False)
+    assert find_range(stats_of(x), ASYMMETRIC, seen) != find_range(stats_of(more), ASYMMETRIC, seen)
+
+
+def test_sixteen_bits_are_not_clipped():
+    stats = stats_of(ARRAYS["laplace"])
+    assert find_range(stats, QuantSpec(QType.INT16), KlConfig()) == (stats.low, stats.high)
+    assert find_range(stats, QuantSpec(QType.UINT16, symmetric=False), KlConfig()) == (stats.low, stats.high)
