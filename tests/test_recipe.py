@@ -231,8 +231,10 @@ def test_the_skip_list_takes_names_globs_and_types() -> None:
     wanted = recipe(
         {"match": {"node": "kept"}, "quantize": True},
         {"match": {"node": "block/1/conv"}, "quantize": True},
-        skip=["Conv", "block/*", "odd[1]", "head"],
+        {"match": {"node": "last"}, "quantize": True},
+        skip=["Conv", "block/*", "odd[1]", "head", "last"],
     )
+    assert wanted.resolve("last", "Gemm").skip
     assert wanted.resolve("any", "Conv").reason == "the recipe skips 'Conv'"
     assert wanted.resolve("Conv", "Gemm").skip
     assert wanted.resolve("block/2/conv", "Gemm").skip

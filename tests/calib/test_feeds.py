@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import pytest
@@ -171,6 +171,19 @@ def test_a_feed_that_already_fits_is_not_copied() -> None:
         assert chunk is feed
     for start, chunk in rechunk(feeds, 2, [X]):
         assert np.shares_memory(chunk["x"], feeds[start // 4]["x"])
+
+
+def test_a_batch_is_given_as_soon_as_it_is_full() -> None:
+    pulled: list[int] = []
+
+    def source() -> Iterator[Feed]:
+        for number, feed in enumerate(split(6, [1])):
+            pulled.append(number)
+            yield feed
+
+    chunks = rechunk(source(), 2, [X])
+    next(chunks)
+    assert pulled == [0, 1]
 
 
 def test_batches_end_where_the_shape_or_a_constant_changes() -> None:
