@@ -46,7 +46,7 @@ def read_affine(graph: GraphModel, node: Node, source: Tensor, linear: Linear) -
         return None
     first = node.inputs[0] is source
     other = node.inputs[1 if first else 0]
-    if other is source or not graph.is_constant(other) or (node.op == "Div" and not first):
+    if not graph.is_constant(other) or (node.op == "Div" and not first):
         return None
     if (reason := why_not_constant(graph, other, "constant")) is not None:
         return reason

@@ -42,7 +42,6 @@ class _Place:
     tensor: Tensor
     rank: int | None
     from_right: int
-    flat: bool = False
 
     @property
     def axis(self) -> int | None:
@@ -97,7 +96,7 @@ def _second(graph: GraphModel, first: Linear, place: _Place, use: Use) -> Linear
     fits = place.from_right == 1 if last else place.spatial and place.rank == len(second.layout.shape)
     if not fits or (node.op == "Gemm" and node.attrs.get("transA", 0)):
         return f"its channels are not the input channels of {describe(node)} behind it"
-    if wanted != channels and not (place.flat and wanted % channels == 0):
+    if wanted % channels:
         return f"it has {channels} channels, {describe(node)} behind it reads {wanted}"
     return second
 
@@ -127,7 +126,7 @@ def _step(graph: GraphModel, node: Node, index: int, place: _Place, *, drop_clip
     if node.op in ("ReduceMean", "ReduceMax", "Squeeze"):
         return _reduced(graph, node, behind) or _barrier(node)
     if node.op in ("Flatten", "Reshape"):
-        return replace(behind, rank=2, from_right=1, flat=True) if _flattens(graph, node, place) else _barrier(node)
+        return replace(behind, rank=2, from_right=1) if _flattens(graph, node, place) else _barrier(node)
     return _barrier(node)
 
 

@@ -314,6 +314,8 @@ SIX = (
         ("[op] m = HardSwish(c)", BARRIER.format("HardSwish")),
         ("[op] m = Add(c, S)", BARRIER.format("Add")),
         ("[op] m = Pad(c, P, one)", BARRIER.format("Pad")),
+        ("[op] m = Pad(c, shift)", BARRIER.format("Pad")),
+        ("[op] m = ReduceMean <axes=[1]> (c)", BARRIER.format("ReduceMean")),
         ("[op] m = Pad(c, p_in)", BARRIER.format("Pad")),
         ("[op] m = Transpose <perm=[0,1,3,2]> (c)", BARRIER.format("Transpose")),
         (
@@ -330,7 +332,7 @@ SIX = (
 )
 def test_refuses_with_the_reason(between: str, reason: str) -> None:
     words = between.replace("(", " ").replace(")", " ").replace(",", " ").split()
-    more = {"one": np.float32(1), "six": np.float32(6)}
+    more = {"one": np.float32(1), "six": np.float32(6), "shift": np.int64([0, 1, 0, 0, 0, -1, 0, 0])}
     constants = used(between) | {k: v for k, v in more.items() if k in words}
     inputs = "float[N,3,7,7] x"
     inputs += ", int64[8] p_in" if "p_in" in words else ""
@@ -339,7 +341,7 @@ def test_refuses_with_the_reason(between: str, reason: str) -> None:
     model = build(
         f"g ({inputs}) => (float[A,5,H,V] y) {{ [one] c = Conv(x, W1) {between} [two] y = Conv(m, W2) }}",
         W1=spread_rows(6, 3, 3, 3),
-        W2=normal(5, 6, 1, 1),
+        W2=normal(5, 1 if "ReduceMean" in between else 6, 1, 1),
         **constants,
     )
     graph = GraphModel.from_proto(model)
@@ -414,6 +416,40 @@ def test_refuses_a_reshape_that_is_not_a_flattening(target: tuple[int, int]) -> 
     )
     report, _ = equalized(onnx.shape_inference.infer_shapes(model), changed=0)
     assert reasons(report)["one"] == "Reshape 'op' behind it does not let a factor per channel pass"
+
+
+def test_refuses_a_flattening_that_merges_samples_and_channels() -> None:
+    model = build(
+        """g (float[2,3,7,7] x) => (float[10,4] y) {
+            [one] c = Conv(x, W1) [op] f = Flatten <axis=2> (c) [two] y = MatMul(f, W2) }""",
+        W1=spread_rows(5, 3, 3, 3),
+        W2=normal(25, 4),
+    )
+    report, _ = equalized(model, changed=0)
+    assert reasons(report)["one"] == BARRIER.format("Flatten")
+
+
+def test_refuses_pooling_over_the_channels_of_a_matmul() -> None:
+    """MaxPool takes axis 1 for the channels; those of a MatMul are the last."""
+    model = build(
+        """g (float[2,7,4] x) => (float[2,7,5] y) {
+            [one] c = MatMul(x, W1) [op] p = MaxPool <kernel_shape=[3], pads=[1,1]> (c) [two] y = MatMul(p, W2) }""",
+        W1=spread_rows(6, 4).T.copy(),
+        W2=normal(6, 5),
+    )
+    report, _ = equalized(onnx.shape_inference.infer_shapes(model), changed=0)
+    assert reasons(report)["one"] == BARRIER.format("MaxPool")
+
+
+def test_a_pair_within_the_tolerance_is_left_alone() -> None:
+    """``ln s`` is at most 0.0099: more than where an equalization that runs would stop, but no reason to start one."""
+    one = np.eye(2, dtype=np.float32).reshape(2, 2, 1, 1)
+    model = build(
+        "g (float[N,2,5,5] x) => (float[N,2,5,5] y) { c = Conv(x, W1) y = Conv(c, W2) }",
+        W1=one * np.float32(np.exp(2 * 0.0099)),
+        W2=one,
+    )
+    equalized(model, changed=0)
 
 
 def test_refuses_float16() -> None:

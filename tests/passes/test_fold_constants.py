@@ -39,6 +39,7 @@ def ints(*values: int) -> np.ndarray:
         ("w = Identity(W)", 1, (4, 6), {}),
         ("w = Transpose(W)", 1, (6, 4), {}),
         ("w = Transpose <perm=[1,0]> (W)", 1, (6, 4), {}),
+        ("w1 = Transpose <perm=[2,0,1]> (W) w = Squeeze(w1, a)", 2, (4, 6, 1), {"a": ints(0)}),
         ("w = Reshape(W, a)", 1, (24,), {"a": ints(4, -1)}),
         ("w = Reshape(W, a)", 1, (4, 3, 2), {"a": ints(0, 6)}),
         ("w = Squeeze(W, a)", 1, (1, 4, 6, 1), {"a": ints(0, -1)}),
@@ -92,14 +93,26 @@ def test_a_shared_result_is_made_once() -> None:
     assert graph.nodes()[0].inputs[1] is graph.nodes()[1].inputs[1]
 
 
-def test_equal_views_share_one_constant_and_different_ones_do_not() -> None:
-    text = """g (float[N,4] x) => (float[N,6] y, float[N,6] z, float[N,6] u) {
-        w1 = Transpose(W) y = MatMul(x, w1) w2 = Transpose(W) z = MatMul(x, w2)
-        w3 = Reshape(W, a) u = MatMul(x, w3) }"""
-    _, graph, _ = folded(text, changed=3, left=["MatMul"] * 3, W=normal(6, 4), a=ints(4, 6))
-    first, second, third = (n.inputs[1] for n in graph.nodes())
+def test_equal_views_share_one_constant() -> None:
+    text = """g (float[N,4] x) => (float[N,6] y, float[N,6] z) {
+        w1 = Transpose(W) y = MatMul(x, w1) w2 = Transpose(W) z = MatMul(x, w2) }"""
+    _, graph, _ = folded(text, changed=2, left=["MatMul"] * 2, W=normal(6, 4))
+    first, second = (n.inputs[1] for n in graph.nodes())
     assert first is second
-    assert third is not first
+
+
+@pytest.mark.parametrize(
+    ("one", "two"),
+    [
+        ("Transpose(W)", "Reshape(W, a)"),
+        ("Reshape(W, a)", "Reshape(W, b)"),
+        ("Transpose <perm=[1,0]> (W)", "Transpose <perm=[0,1]> (W)"),
+    ],
+)
+def test_different_views_of_one_constant_are_kept_apart(one: str, two: str) -> None:
+    text = f"g (float[6] x) => (float[A,B] y, float[C,D] z) {{ w1 = {one} w2 = {two} y = Neg(w1) z = Neg(w2) }}"
+    constants = {name: shape for name, shape in {"a": ints(2, 12), "b": ints(12, 2)}.items() if f" {name})" in text}
+    folded(text, changed=2, left=["Neg"] * 2, W=normal(6, 4), **constants)
 
 
 def test_identity_of_a_constant_makes_no_copy() -> None:

@@ -433,6 +433,13 @@ def test_refuses_a_division_by_zero() -> None:
     refused(CONV.format("[div] y = Div(c, K)"), {"div": "it divides by zero"}, W=W, K=np.float32(0))
 
 
+def test_refuses_statistics_per_position() -> None:
+    """Opset 7 and 8 had ``spatial=0``: one scale per channel and position."""
+    text = CONV.format(f"[bn] y = {BN} <spatial=0> (c, s, b, m, v)")
+    constants = {name: positive(4, 4, 4, seed=i) for i, name in enumerate("sbmv")}
+    refused(text, {"bn": "its scale 's' has shape (4, 4, 4), expected (4,)"}, opset=8, W=W, **constants)
+
+
 @pytest.mark.parametrize(
     ("before", "expected"),
     [
