@@ -7,6 +7,7 @@ must keep. Weights stay where they are (a file, a protobuf) until somebody asks 
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -43,7 +44,7 @@ class GraphModel(GraphView):
     # ---- the whole model -------------------------------------------------------------------
 
     @classmethod
-    def from_proto(cls, proto: onnx.ModelProto, *, base_dir: Path | None = None) -> GraphModel:
+    def from_proto(cls, proto: onnx.ModelProto, *, base_dir: str | os.PathLike[str] | None = None) -> GraphModel:
         """Build a graph from a private copy of `proto`.
 
         Args:
@@ -55,7 +56,7 @@ class GraphModel(GraphView):
         """
         from onnxq.modelio import graph_from_proto
 
-        return graph_from_proto(proto, base_dir=base_dir)
+        return graph_from_proto(proto, base_dir=None if base_dir is None else Path(base_dir))
 
     def to_proto(self) -> onnx.ModelProto:
         """The model with all weights inside; for big models use `onnxq.modelio.save_model`.
@@ -135,7 +136,7 @@ class GraphModel(GraphView):
             shape: A number, a symbol or None for each dimension, or None if not even the rank is known.
         """
         tensor.dtype = None if dtype is None else np.dtype(dtype)  # type: ignore[call-overload]
-        tensor.shape = None if shape is None else tuple(shape)
+        tensor.shape = None if shape is None else tuple(d if isinstance(d, str | None) else int(d) for d in shape)
 
     def add_constant(self, name: str, array: NDArray[Any] | LazyArray, *, qtype: QType | None = None) -> Tensor:
         """A new initializer; its name gets a number if a tensor has it.
@@ -216,15 +217,15 @@ class GraphModel(GraphView):
             shape: Shape of the new outputs, if known.
 
         Raises:
-            GraphError: If an output is computed by another node already.
+            GraphError: If an output has a producer already, or is a constant or a graph input.
         """
         name = self.unique_name(name)
         wanted = outputs or (f"{name}_output",)
         variables = [self.new_variable(out, dtype, shape) if isinstance(out, str) else out for out in wanted]
         for variable in variables:
-            if variable.inputs:
-                maker = variable.inputs[0].name
-                raise GraphError(f"node {name!r} ({op}): {variable.name!r} is computed by {maker!r} already")
+            if variable.inputs or self.is_constant(variable) or self.is_input(variable):
+                maker = f"computed by {variable.inputs[0].name!r}" if variable.inputs else "a constant or a graph input"
+                raise GraphError(f"node {name!r} ({op}) cannot compute {variable.name!r}: it is {maker}")
         reads = [gs.Variable.empty() if tensor is None else tensor for tensor in inputs]
         for tensor in (*reads, *variables):
             self._register(tensor)

@@ -309,11 +309,14 @@ def _quantize_everything(model: onnx.ModelProto) -> float:
     return seconds
 
 
-def test_row_13_thirty_thousand_edits_take_linear_time() -> None:
-    small, big = _chain(5000), _chain(10000)
+@pytest.mark.parametrize(
+    ("size", "limit"), [(1500, 2.8), pytest.param(5000, 2.3, marks=pytest.mark.slow, id="thirty-thousand-edits")]
+)
+def test_row_13_quantizing_every_tensor_takes_linear_time(size: int, limit: float) -> None:
+    small, big = _chain(size), _chain(2 * size)
     short = min(_quantize_everything(small) for _ in range(3))
     long = min(_quantize_everything(big) for _ in range(3))
-    assert long / short <= 2.6, f"{short:.2f} s for 5,000 nodes, {long:.2f} s for 10,000"
+    assert long / short <= limit, f"{short:.2f} s for {size} nodes, {long:.2f} s for twice as many"
 
 
 def _rewire_hub(size: int) -> float:
@@ -345,9 +348,9 @@ def _rewire_hub(size: int) -> float:
 
 
 def test_row_13_hubs_and_wide_nodes_are_rewired_in_linear_time() -> None:
-    short = min(_rewire_hub(2000) for _ in range(3))
-    long = min(_rewire_hub(8000) for _ in range(3))
-    assert long / short <= 8, f"{short:.2f} s for 2,000 edges, {long:.2f} s for 8,000"
+    short = min(_rewire_hub(500) for _ in range(3))
+    long = min(_rewire_hub(2000) for _ in range(3))
+    assert long / short <= 8, f"{short:.2f} s for 500 edges, {long:.2f} s for 2,000"
 
 
 def test_row_14_twins_are_told_apart() -> None:

@@ -142,7 +142,7 @@ class GraphView:
         return tensor
 
     def tensors(self) -> dict[str, Tensor]:
-        """All tensors in use in the main graph by name."""
+        """The tensors of the main graph by name: those that are in use, and all constants."""
         return {name: tensor for name, tensor in self._tensors.items() if self._is_live(tensor)}
 
     def producer(self, tensor: Tensor) -> Any:  # noqa: ANN401 - a node or None; gs is untyped
