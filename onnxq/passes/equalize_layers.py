@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
+from onnxq.algos.equalize import equalization_scales
 from onnxq.errors import GraphError, RecipeError
 from onnxq.graph import GraphModel, Node
 from onnxq.passes._base import Fact, Pass, PassReport, Skip
@@ -102,13 +103,13 @@ class EqualizeLayers(Pass):
         """Equalize all pairs; each layer that starts none is reported with the reason."""
         paths: list[Path] = []
         skipped: list[Skip] = []
+        ranges: dict[int, _Ranges] = {}
         for node in graph.nodes(*LINEAR_OPS):
-            path = self._path(graph, node)
+            path = self._path(graph, node, ranges)
             if isinstance(path, Path):
                 paths.append(path)
             else:
                 skipped.append(Skip(label(node), path))
-        ranges = {id(part.node): _Ranges(graph, part) for path in paths for part in (path.first, path.second)}
         changed, notes = self._equalize(paths, ranges)
         if changed:
             for path in changed:
@@ -118,9 +119,18 @@ class EqualizeLayers(Pass):
             graph.sort()
         return PassReport(len(changed), tuple(skipped), notes)
 
-    def _path(self, graph: GraphModel, node: Node) -> Path | str:
+    def _path(self, graph: GraphModel, node: Node, ranges: dict[int, _Ranges]) -> Path | str:
+        """The pair that begins with `node`, or why there is none; adds what is new to `ranges`."""
         linear = read_linear(graph, node)
-        return linear if isinstance(linear, str) else find_path(graph, linear, drop_clips=self.drop_clips)
+        path = linear if isinstance(linear, str) else find_path(graph, linear, drop_clips=self.drop_clips)
+        if isinstance(path, str):
+            return path
+        for part in (path.first, path.second):
+            if id(part.node) not in ranges:
+                ranges[id(part.node)] = _Ranges(graph, part)
+            if not np.isfinite(ranges[id(part.node)].matrix).all():
+                return f"the weight of {describe(part.node)} holds NaN or infinity"
+        return path
 
     def _equalize(self, paths: list[Path], ranges: dict[int, _Ranges]) -> tuple[list[Path], tuple[str, ...]]:
         """Find the factors; returns the pairs that have any and a note.
@@ -150,12 +160,9 @@ class EqualizeLayers(Pass):
 
 
 def _factors(path: Path, ranges: dict[int, _Ranges]) -> Vector:
-    """``sqrt(r1 / r2)`` per channel of the first layer, 1 where either is 0; shape (C,)."""
-    first = ranges[id(path.first.node)].of_outputs()
+    """What to divide each channel of the first layer by, shape (C,)."""
     second = ranges[id(path.second.node)].of_inputs().reshape(-1, path.repeat).max(axis=1, initial=0.0)
-    alive = (first > 0) & (second > 0)
-    result: Vector = np.sqrt(np.where(alive, first, 1.0)) / np.sqrt(np.where(alive, second, 1.0))
-    return result
+    return equalization_scales(ranges[id(path.first.node)].of_outputs(), second)
 
 
 def _spread(factors: Vector) -> float:

@@ -452,6 +452,18 @@ def test_a_pair_within_the_tolerance_is_left_alone() -> None:
     equalized(model, changed=0)
 
 
+@pytest.mark.parametrize(("broken", "named"), [("W1", "one"), ("W2", "two")])
+def test_refuses_weights_that_are_not_finite(broken: str, named: str) -> None:
+    weights = {"W1": spread_rows(4, 3, 1, 1), "W2": normal(5, 4, 1, 1)}
+    weights[broken][0, 0] = np.nan
+    graph = graph_of(
+        "g (float[N,3,5,5] x) => (float[N,5,5,5] y) { [one] c = Conv(x, W1) [two] y = Conv(c, W2) }", **weights
+    )
+    report = apply(graph, EqualizeLayers())
+    assert report.changed == 0
+    assert reasons(report)["one"] == f"the weight of Conv {named!r} holds NaN or infinity"
+
+
 def test_refuses_float16() -> None:
     graph = graph_of(
         "g (float16[N,4] x) => (float16[N,5] y) { [fc] y = MatMul(x, W) }", W=normal(4, 5).astype(np.float16)
