@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -256,40 +256,59 @@ def _levels_above(spec: QuantSpec) -> int:
     return max(spec.bounds[1] - spec.middle, 1)
 
 
+def row_slices(shape: tuple[int, ...], granularity: Granularity, *, elements: int = 1 << 22) -> Iterator[slice]:
+    """Cut an array along its first axis in pieces of about so many elements, never through a block.
+
+    Args:
+        shape: Of the array, at least one axis.
+        granularity: Which elements share a scale.
+        elements: Wanted size of a piece; a single row may be larger.
+    """
+    rows = max(1, elements // max(1, math.prod(shape[1:])))
+    if isinstance(granularity, PerBlock) and normalized_axis(granularity.axis, len(shape)) == 0:
+        rows = -(-rows // granularity.size) * granularity.size
+    for start in range(0, shape[0], rows):
+        yield slice(start, min(start + rows, shape[0]))
+
+
+def scale_rows(rows: slice, rank: int, granularity: Granularity) -> slice | None:
+    """Return which scales, along their first axis, belong to these rows of the array; None if the rows share them."""
+    match granularity:
+        case PerAxis(axis=axis) if normalized_axis(axis, rank) == 0:
+            return rows
+        case PerBlock(axis=axis, size=size):
+            if normalized_axis(axis, rank) == 0:
+                return slice(rows.start // size, -(-rows.stop // size))
+            return rows
+    return None
+
+
 def _parts(
     shape: tuple[int, ...], params: QuantParams
 ) -> Iterator[tuple[tuple[slice, ...], NDArray[np.float32], NDArray[np.int32]]]:
     """Cut an array along its first axis; yield the slice with scales and zero points that broadcast against it."""
-    scale, zero_point = params.scale, params.zero_point
-    if not shape:
-        yield (), scale, zero_point
-        return
-    rows = max(1, _CHUNK // max(1, int(np.prod(shape[1:], dtype=np.int64))))
     granularity = params.spec.granularity
-    if isinstance(granularity, PerBlock) and normalized_axis(granularity.axis, len(shape)) == 0:
-        rows = -(-rows // granularity.size) * granularity.size
-    for start in range(0, shape[0], rows):
-        stop = min(start + rows, shape[0])
-        part = (slice(start, stop),)
-        yield (
-            part,
-            _spread(scale, shape, granularity, start, stop),
-            _spread(zero_point, shape, granularity, start, stop),
+    if not shape:
+        yield (), params.scale, params.zero_point
+        return
+    for rows in row_slices(shape, granularity, elements=_CHUNK):
+        scale, zero_point = (
+            _spread(v, shape, params.spec.granularity, rows) for v in (params.scale, params.zero_point)
         )
+        yield (rows,), scale, zero_point
 
 
-def _spread(values: NDArray[S], shape: tuple[int, ...], granularity: Granularity, start: int, stop: int) -> NDArray[S]:
-    """Shape the scales (or zero points) of rows `start` to `stop` so that they broadcast against those rows."""
+def _spread(values: NDArray[Any], shape: tuple[int, ...], granularity: Granularity, rows: slice) -> NDArray[Any]:
+    """Shape the scales (or zero points) of some rows so that they broadcast against those rows."""
+    own = scale_rows(rows, len(shape), granularity)
+    part = values if own is None else values[own]
     match granularity:
         case PerTensor():
-            return values
+            return part
         case PerAxis(axis=axis):
             axis = normalized_axis(axis, len(shape))
-            part = values[start:stop] if axis == 0 else values
             return part.reshape([-1 if i == axis else 1 for i in range(len(shape))])
         case PerBlock(axis=axis, size=size):
             axis = normalized_axis(axis, len(shape))
-            if axis == 0:
-                return np.repeat(values[start // size : -(-stop // size)], size, axis=0)[: stop - start]
-            blocks = np.repeat(values[start:stop], size, axis=axis)
-            return blocks[(slice(None),) * axis + (slice(shape[axis]),)]
+            length = rows.stop - rows.start if axis == 0 else shape[axis]
+            return np.repeat(part, size, axis=axis)[(slice(None),) * axis + (slice(length),)]
