@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from onnxq.graph import GraphModel, Node, Tensor
-from onnxq.passes._linear import Linear, Vector, why_not_constant
+from onnxq.passes._linear import Linear, Vector, kind, why_not_constant
 
 AFFINE_OPS = ("BatchNormalization", "Mul", "Add", "Sub", "Div")
 
@@ -40,9 +40,9 @@ def read_affine(graph: GraphModel, node: Node, source: Tensor, linear: Linear) -
     Returns:
         The map; or why it cannot be merged; or None where `node` is another kind of operation.
     """
-    if node.op == "BatchNormalization":
+    if kind(node) == "BatchNormalization":
         return _batch_normalization(graph, node, linear)
-    if node.op not in AFFINE_OPS or len(node.inputs) != 2:
+    if kind(node) not in AFFINE_OPS or len(node.inputs) != 2:
         return None
     first = node.inputs[0] is source
     other = node.inputs[1 if first else 0]

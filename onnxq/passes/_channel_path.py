@@ -8,7 +8,7 @@ import numpy as np
 
 from onnxq.graph import GraphModel, Node, Tensor, Use
 from onnxq.passes._affine import Affine, read_affine
-from onnxq.passes._linear import LINEAR_OPS, Linear, describe, optional_input, read_linear, why_shared
+from onnxq.passes._linear import LINEAR_OPS, Linear, describe, kind, optional_input, read_linear, why_shared
 
 _HOMOGENEOUS = ("Relu", "LeakyRelu", "PRelu", "Identity", "Dropout")
 _POOLS = ("MaxPool", "AveragePool", "GlobalAveragePool", "GlobalMaxPool")
@@ -64,12 +64,12 @@ def find_path(graph: GraphModel, first: Linear, *, drop_clips: bool) -> Path | s
             return reason
         (use,) = graph.consumers(place.tensor)
         node = use.node
-        if node.op in LINEAR_OPS:
+        if kind(node) in LINEAR_OPS:
             second = _second(graph, first, place, use)
             if isinstance(second, str):
                 return second
             return Path(first, second, second.layout.in_channels // first.layout.out_channels, bias_add, tuple(clips))
-        if node.op == "Add" and bias_add is None and place.tensor is first.node.outputs[0]:
+        if kind(node) == "Add" and bias_add is None and place.tensor is first.node.outputs[0]:
             if not _is_bias(graph, node, first):
                 return _barrier(node)
             bias_add = node
@@ -113,7 +113,7 @@ def _is_bias(graph: GraphModel, node: Node, first: Linear) -> bool:
 def _step(graph: GraphModel, node: Node, index: int, place: _Place, *, drop_clips: bool) -> _Place | str:
     """Where the channels are behind `node`, or why a factor does not pass."""
     behind = replace(place, tensor=node.outputs[0])
-    if index != 0 or sum(bool(o.name) for o in node.outputs) != 1:
+    if kind(node) != node.op or index != 0 or sum(bool(o.name) for o in node.outputs) != 1:
         return _barrier(node)
     if node.op in _HOMOGENEOUS:
         return _barrier(node) if node.op == "Dropout" and optional_input(node, 2) is not None else behind

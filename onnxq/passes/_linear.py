@@ -109,6 +109,11 @@ class Linear:
         return 1 if self.rank is None or self.node.op == "MatMul" else self.rank - 1
 
 
+def kind(node: Node) -> str:
+    """The operator type of a standard operator; ``domain::type`` of any other, which may share a name with it."""
+    return str(node.op) if node.domain in (None, "", "ai.onnx") else f"{node.domain}::{node.op}"
+
+
 def describe(node: Node) -> str:
     """``Conv 'conv1'``."""
     return f"{node.op} {label(node)!r}"
@@ -160,7 +165,7 @@ def read_linear(graph: GraphModel, node: Node) -> Linear | str:
         reason = why_not_constant(graph, bias, "bias")
     if reason is not None:
         return reason
-    shape = tuple(graph.value(node.inputs[1]).shape)
+    shape = tuple(s for s in graph.shape(node.inputs[1]) or () if isinstance(s, int))  # without reading the weight
     layout = _layout(node, shape)
     if layout is None:
         return f"its weight has shape {shape}, which does not fit a {node.op}"

@@ -76,7 +76,7 @@ def _fold(graph: GraphModel, node: Node, made: dict[tuple[object, ...], Tensor])
         if isinstance(values, str):
             return values
         name = graph.unique_name(f"{source.name}_{node.op.lower()}")
-        folded = made[key] = graph.add_constant(name, np.ascontiguousarray(values).reshape(values.shape))
+        folded = made[key] = graph.add_constant(name, values)
     graph.replace_uses(node.outputs[0], folded)
     graph.remove_node(node)
     return None

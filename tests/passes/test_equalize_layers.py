@@ -418,6 +418,14 @@ def test_refuses_a_reshape_that_is_not_a_flattening(target: tuple[int, int]) -> 
     assert reasons(report)["one"] == "Reshape 'op' behind it does not let a factor per channel pass"
 
 
+def test_an_operator_of_another_domain_is_not_taken_for_the_standard_one() -> None:
+    text = """<ir_version: 8, opset_import: ["" : 17, "custom" : 1]>
+        g (float[N,3,7,7] x) => (float[N,5,7,7] y) {
+            [one] c = Conv(x, W1) [op] r = custom.Relu(c) [two] y = Conv(r, W2) }"""
+    report = apply(graph_of(text, W1=spread_rows(6, 3, 1, 1), W2=normal(5, 6, 1, 1)), EqualizeLayers())
+    assert reasons(report)["one"] == BARRIER.format("Relu")
+
+
 def test_refuses_a_flattening_that_merges_samples_and_channels() -> None:
     model = build(
         """g (float[2,3,7,7] x) => (float[10,4] y) {

@@ -339,6 +339,12 @@ def test_arithmetic_behind_a_matmul_is_left_alone_without_a_word() -> None:
     refused(text, {}, W=normal(4, 6), K=np.float32(1.414))
 
 
+def test_an_operator_of_another_domain_is_not_taken_for_the_standard_one() -> None:
+    text = f"""<ir_version: 8, opset_import: ["" : 17, "custom" : 1]>
+        g (float[N,3,6,6] x) => (float[N,4,4,4] y) {{ [conv] c = Conv(x, W) [bn] y = custom.{BN} (c, s, b, m, v) }}"""
+    refused(text, {}, W=W, **bn(4))
+
+
 @pytest.mark.parametrize("shape", [(4, 4), (1, 1, 4, 4), (2, 1, 1, 1), (1, 4, 4, 1), (1, 1, 4)])
 def test_refuses_a_constant_that_is_not_per_channel(shape: tuple[int, ...]) -> None:
     text = "g (float[2,3,6,6] x) => (float[2,4,4,4] y) { c = Conv(x, W) [mul] y = Mul(c, K) }"
