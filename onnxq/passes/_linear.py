@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -36,8 +37,7 @@ class WeightLayout:
     @property
     def view(self) -> tuple[int, int, int, int]:
         """``(groups, a, b, taps)``."""
-        taps = int(np.prod(self.shape[2:], dtype=np.int64))
-        return (self.groups, self.shape[0] // self.groups, self.shape[1], taps)
+        return (self.groups, self.shape[0] // self.groups, self.shape[1], math.prod(self.shape[2:]))
 
     @property
     def out_channels(self) -> int:
