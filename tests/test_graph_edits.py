@@ -64,6 +64,16 @@ def test_an_output_that_is_read_is_not_private() -> None:
     assert not graph.is_private(graph.tensor("a"))
 
 
+def test_of_two_initializers_with_one_name_the_last_counts_as_in_onnx_runtime() -> None:
+    model = build("g (float[2] x) => (float[2] y) { y = Add(x, W) }", W=normal(2))
+    model.graph.initializer.append(onnx.numpy_helper.from_array(np.array([1, 2], np.float32), "W"))
+    graph = GraphModel.from_proto(model)
+    feed = {"x": np.zeros(2, np.float32)}
+    assert graph.value(graph.tensor("W")).tolist() == run(model, feed)["y"].tolist() == [1, 2]
+    assert run(graph, feed)["y"].tolist() == [1, 2]
+    assert len(graph.to_proto().graph.initializer) == 1
+
+
 def test_unique_names_avoid_everything_and_are_not_given_twice() -> None:
     graph = graph_of(BODIES)
     assert [graph.unique_name("p") for _ in range(2)] == ["p_1", "p_2"], "p is a name in a body"

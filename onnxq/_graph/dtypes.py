@@ -54,8 +54,15 @@ def to_onnx(dtype: np.dtype[Any]) -> int:
 
 
 def of_qtype(qtype: QType) -> np.dtype[Any]:
-    """The numpy or ml_dtypes type of an integer container."""
-    return np.dtype(onnx.helper.tensor_dtype_to_np_dtype(getattr(onnx.TensorProto, qtype.label.upper())))
+    """The numpy or ml_dtypes type of an integer container.
+
+    Raises:
+        ValueError: If the installed onnx does not have it yet.
+    """
+    onnx_type = getattr(onnx.TensorProto, qtype.name, None)
+    if onnx_type is None:
+        raise ValueError(f"the installed onnx {onnx.__version__} has no {qtype.name}; upgrade onnx")
+    return np.dtype(onnx.helper.tensor_dtype_to_np_dtype(onnx_type))
 
 
 def type_name(onnx_type: int) -> str:

@@ -62,11 +62,10 @@ def import_graph(graph: onnx.GraphProto, locate: Locate = ProtoWeights) -> Impor
         locate: Says where the numbers of an initializer are.
     """
     result = Imported()
-    for proto in graph.initializer:
-        result.tensors.setdefault(proto.name, gs.Constant(proto.name, locate(proto)))
+    for proto in graph.initializer:  # of two with one name the last one counts, as in ONNX Runtime
+        result.tensors[proto.name] = gs.Constant(proto.name, locate(proto))
     for sparse in graph.sparse_initializer:
-        name = sparse.values.name
-        result.tensors.setdefault(name, gs.Constant(name, SparseWeights(sparse)))
+        result.tensors[sparse.values.name] = gs.Constant(sparse.values.name, SparseWeights(sparse))
     for info in graph.input:
         result.input_order.append(info.name)
         if info.name in result.tensors:

@@ -15,6 +15,25 @@ if TYPE_CHECKING:
 Known = dict[str, tuple[Any, "tuple[Dim, ...] | None"]]
 _KEEP = 1 << 12
 """Constants of up to this many bytes take part, since shapes are computed from them."""
+_SAME = ("Identity", 1, frozenset[str]())
+_FUSED = frozenset({"activation", "activation_params", "activation_alpha", "activation_beta", "activation_gamma"})
+_TRANSPOSING = frozenset({"transA", "transB", "transBatchA", "transBatchB"})
+_MATMUL = frozenset({"alpha", "activation", *_TRANSPOSING})
+_STAND_INS = {
+    ("", "SimplifiedLayerNormalization"): _SAME,
+    ("com.microsoft", "BiasDropout"): _SAME,
+    ("com.microsoft", "BiasGelu"): _SAME,
+    ("com.microsoft", "FastGelu"): _SAME,
+    ("com.microsoft", "Gelu"): _SAME,
+    ("com.microsoft", "QuickGelu"): _SAME,
+    ("com.microsoft", "RotaryEmbedding"): _SAME,
+    ("com.microsoft", "SkipLayerNormalization"): _SAME,
+    ("com.microsoft", "SkipSimplifiedLayerNormalization"): _SAME,
+    ("com.microsoft", "FusedConv"): ("Conv", 3, _FUSED),
+    ("com.microsoft", "FusedGemm"): ("Gemm", 3, _FUSED),
+    ("com.microsoft", "FusedMatMul"): ("MatMul", 2, _MATMUL),
+}
+"""Operators of ONNX Runtime: the standard one of the same shapes, how many inputs it reads, attributes it lacks."""
 
 
 class InferShapes(Pass):
@@ -55,6 +74,8 @@ class InferShapes(Pass):
 def _infer(graph: GraphModel, notes: list[str]) -> Known:
     """What onnx infers: first from the inputs alone, then with what the model says of the rest."""
     proto = graph.skeleton(keep=_KEEP)
+    for node in proto.graph.node:
+        _stand_in(node)
     said = {info.name: info for info in proto.graph.value_info}
     foreign = {name for node in proto.graph.node if not _has_schema(node, graph.opset) for name in node.output}
     proto.graph.ClearField("value_info")
@@ -67,6 +88,20 @@ def _infer(graph: GraphModel, notes: list[str]) -> Known:
             (name, kind) for name, kind in _run(proto, []).items() if name not in known or known[name][1] is None
         )
     return known
+
+
+def _stand_in(node: onnx.NodeProto) -> None:
+    """Turn an operator that only ONNX Runtime knows into one that gives the same types and shapes."""
+    known = _STAND_INS.get((node.domain, node.op_type))
+    if known is None or any(attr.name in _TRANSPOSING and attr.i for attr in node.attribute):
+        return
+    op, reads, dropped = known
+    node.op_type, node.domain = op, ""
+    del node.input[reads:]
+    del node.output[1:]
+    kept = [attr for attr in node.attribute if attr.name not in dropped and op != "Identity"]
+    node.ClearField("attribute")
+    node.attribute.extend(kept)
 
 
 def _has_schema(node: onnx.NodeProto, opset: int) -> bool:

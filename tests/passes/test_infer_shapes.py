@@ -106,3 +106,22 @@ def test_sequences_and_bodies_are_left_alone() -> None:
     assert graph.dtype(graph.tensor("s")) is None
     assert graph.shape(graph.tensor("a")) == (3,)
     assert_same_function(model, graph, rtol=0)
+
+
+def test_operators_of_onnx_runtime_do_not_stop_inference() -> None:
+    text = """<ir_version: 8, opset_import: ["" : 17, "com.microsoft" : 1]>
+        g (float[N,3,8,8] x) => (float[N,4,6,6] y) {
+            c = com.microsoft.FusedConv <activation = "Relu", kernel_shape = [3,3]> (x, W)
+            d = com.microsoft.Gelu(c)
+            e, m, v, s = com.microsoft.SkipLayerNormalization(d, c, G)
+            f = com.microsoft.FusedMatMul <alpha = 0.5> (e, V)
+            h = com.microsoft.FusedMatMul <transB = 1> (f, V)
+            y = Relu(f) }"""
+    model = build(text, W=normal(4, 3, 3, 3), G=normal(6), V=normal(6, 6))
+    graph = GraphModel.from_proto(model)
+    report = apply(graph, InferShapes())
+    for name in "cdefy":
+        assert graph.shape(graph.tensor(name)) == ("N", 4, 6, 6)
+        assert graph.is_float32(graph.tensor(name))
+    assert report.notes == ("the type of 4 tensors is not known: 'm', 'v', 's', 'h'",)
+    assert [n.op for n in graph.nodes()][:2] == ["FusedConv", "Gelu"]
