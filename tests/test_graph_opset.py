@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 
 from onnxq._graph.weights import DataFile
@@ -78,6 +79,20 @@ def test_custom_operators_metadata_and_names_are_kept() -> None:
     assert (mine.op_type, mine.domain, mine.doc_string, mine.metadata_props[0].value) == ("Mine", "c", "doc", "v")
     assert {d.domain: d.version for d in exported.opset_import} == {"": 13, "c": 3}
     assert exported.metadata_props[0].value == "n"
+
+
+def test_sparse_weights_and_the_long_name_of_the_default_domain() -> None:
+    text = "g (float[1,2,2] x) => (float[2,2] y) { s = Squeeze <axes = [0]> (x) y = Add(s, W) }"
+    model = build(text, opset=11, check=False)
+    values = onnx.numpy_helper.from_array(np.array([5], np.float32), "W")
+    indices = onnx.numpy_helper.from_array(np.array([1], np.int64))
+    model.graph.sparse_initializer.append(onnx.helper.make_sparse_tensor(values, indices, [2, 2]))
+    model.opset_import[0].domain = model.graph.node[0].domain = "ai.onnx"
+    graph = GraphModel.from_proto(model)
+    assert graph.opset == 11
+    graph.upgrade_opset(13)
+    assert graph.opset == 13
+    assert run(graph, {"x": np.zeros((1, 2, 2), np.float32)})["y"].tolist() == [[0, 5], [0, 0]]
 
 
 def test_big_weights_are_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -113,16 +113,23 @@ def _short(err: Exception) -> str:
 
 
 def _with_inputs(source: onnx.ModelProto) -> onnx.ModelProto:
-    """A copy whose big weights are graph inputs, since tools refuse initializers without numbers."""
+    """A copy for the converter: weights that it cannot read are graph inputs, the default domain has no name."""
     model = onnx.ModelProto()
     model.CopyFrom(source)
     model.ir_version = max(model.ir_version, 4)
     graph = model.graph
     known = {info.name for info in graph.input}
-    stubs = [tensor for tensor in graph.initializer if is_stub(tensor)]
-    for stub in stubs:
-        if stub.name not in known:
-            graph.input.append(onnx.helper.make_tensor_value_info(stub.name, stub.data_type, list(stub.dims)))
+    unread = [(t.name, t.data_type, t.dims) for t in graph.initializer if is_stub(t)]
+    unread += [(s.values.name, s.values.data_type, s.dims) for s in graph.sparse_initializer]
+    graph.input.extend(
+        onnx.helper.make_tensor_value_info(name, onnx_type, list(dims))
+        for name, onnx_type, dims in unread
+        if name not in known
+    )
+    graph.ClearField("sparse_initializer")
+    for node in nodes_of(graph):
+        if node.domain == "ai.onnx":
+            node.domain = ""
     kept = [tensor for tensor in graph.initializer if not is_stub(tensor)]
     graph.ClearField("initializer")
     graph.initializer.extend(kept)
