@@ -97,6 +97,8 @@ def test_per_tensor_equals_onnxruntime(qtype, symmetric, bounds):
     ours = quantize(x, params)
     np.testing.assert_array_equal(ours, codes)
     np.testing.assert_array_equal(dequantize(ours, params), reals)
+    at_once = fake_quantize(x, params)
+    np.testing.assert_array_equal(at_once.view(np.int32), reals.view(np.int32))  # no -0.0 either
 
 
 def test_ties_go_to_even_as_in_onnxruntime():

@@ -39,6 +39,14 @@ def test_overflow_enlarges_only_the_channels_in_need():
     np.testing.assert_allclose(found.codes * found.scale.astype(np.float64), bias, rtol=1e-6)
 
 
+def test_no_rounding_lifts_a_code_over_the_limit():
+    bias = np.random.default_rng(0).standard_normal(2000)
+    for w_scale in (np.full(2000, 1e-12, np.float32), np.float32(1e-12)):
+        found = quantize_bias(bias, 0.0123, w_scale)
+        assert found.enlarged.all()
+        assert LIMIT * 0.99999 < np.abs(found.codes).max() <= LIMIT
+
+
 def test_one_weight_scale_grows_for_all():
     found = quantize_bias(np.array([1.0, 100.0]), 1e-4, np.float32(1e-8))
     assert found.enlarged.tolist() == [True, True]

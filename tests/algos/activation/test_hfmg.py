@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from onnxq.algos.activation._histogram import rebin
+from onnxq.algos.activation._kernels import _loss
 from onnxq.algos.activation.hfmg import HfmgConfig, HfmgExact, find_range
 from onnxq.errors import CalibrationError
 from onnxq.spec import QType, QuantSpec
@@ -67,6 +68,34 @@ def test_shrink_is_the_published_one(name, levels_bits):
     chosen = [c for c in candidates if (exact.low + c[1] * width, exact.low + (c[2] + 1) * width) == (low, high)]
     assert chosen
     assert chosen[0][0] == pytest.approx(best, rel=1e-9)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_loss_of_a_candidate(seed):
+    """What lies outside is charged its distance to the outermost centre, on either side."""
+    rng = np.random.default_rng(seed)
+    counts = rng.poisson(5, 64).astype(np.float64)
+    left = int(rng.integers(0, 30))
+    right = int(rng.integers(left + 8, 64))
+    moments = [np.concatenate([[0.0], np.cumsum(counts * m)]) for m in powers(64)]
+    found = _loss(counts, *moments, left, right, 16)
+    assert found == pytest.approx(loss_of(counts, left, right, 1.0, 16), rel=1e-9)
+
+
+def powers(size):
+    """Integrals of 1, t and t**2 over each bin."""
+    edge = np.arange(size + 1.0)
+    return [np.diff(edge ** (k + 1)) / (k + 1) for k in range(3)]
+
+
+def test_shrinking_goes_down_to_a_quarter():
+    counts = np.round(3000 * np.exp(-np.arange(1024) / 60) + 1).astype(np.int64)
+    exact = HfmgExact(HfmgConfig(1024), 0.0, 1.0, counts)
+    low, high = exact.find_range(QuantSpec(QType.INT2, symmetric=False))
+    candidates, width = reference(counts, 0.0, 1.0, 4)
+    _, left, right = min(candidates)
+    assert (low, high) == pytest.approx((left * width, (right + 1) * width))
+    assert 256 <= right - left < 400
 
 
 def test_merging_batches_is_the_published_rule():

@@ -87,6 +87,18 @@ def test_histogram_finds_what_the_values_find(name, symmetric, bits):
     assert high >= 0
 
 
+@pytest.mark.parametrize("percentile", [0.999, 0.9])
+@pytest.mark.parametrize("name", ["gauss", "relu", "laplace"])
+def test_histogram_starts_at_the_percentile(name, percentile):
+    """One ratio only, so the range is the percentile itself."""
+    x = ARRAYS[name]
+    config = IfmrConfig(percentile, percentile, search_start=1.0, search_end=1.01)
+    width = stats_of(x).histogram.width
+    np.testing.assert_allclose(find_range(stats_of(x), ASYM, config), exact_range(x, ASYM, config), atol=3 * width)
+    low, high, *_ = reference(x, 8, False, percentile, percentile, 1.0, 1.01)
+    np.testing.assert_allclose(exact_range(x, ASYM, config), (low, high))
+
+
 def test_multi_batch_is_concatenation():
     a, b = ARRAYS["gauss"], ARRAYS["outlier"]
     merged = stats_of(a).merge(stats_of(b))
