@@ -127,9 +127,9 @@ def _with_inputs(source: onnx.ModelProto) -> onnx.ModelProto:
         if name not in known
     )
     graph.ClearField("sparse_initializer")
-    for node in nodes_of(graph):
-        if node.domain == "ai.onnx":
-            node.domain = ""
+    for holder in (*model.opset_import, *nodes_of(graph)):
+        if holder.domain == "ai.onnx":
+            holder.domain = ""
     kept = [tensor for tensor in graph.initializer if not is_stub(tensor)]
     graph.ClearField("initializer")
     graph.initializer.extend(kept)
