@@ -223,9 +223,7 @@ class GraphModel(GraphView):
         wanted = outputs or (f"{name}_output",)
         variables = [self.new_variable(out, dtype, shape) if isinstance(out, str) else out for out in wanted]
         for variable in variables:
-            if variable.inputs or self.is_constant(variable) or self.is_input(variable):
-                maker = f"computed by {variable.inputs[0].name!r}" if variable.inputs else "a constant or a graph input"
-                raise GraphError(f"node {name!r} ({op}) cannot compute {variable.name!r}: it is {maker}")
+            self._check_free(variable, f"node {name!r} ({op})")
         reads = [gs.Variable.empty() if tensor is None else tensor for tensor in inputs]
         for tensor in (*reads, *variables):
             self._register(tensor)
@@ -235,6 +233,11 @@ class GraphModel(GraphView):
         self._note_captures(node)
         self._sorted = False
         return node
+
+    def _check_free(self, variable: Tensor, who: str) -> None:
+        if variable.inputs or self.is_constant(variable) or self.is_input(variable):
+            maker = f"computed by {variable.inputs[0].name!r}" if variable.inputs else "a constant or a graph input"
+            raise GraphError(f"{who} cannot compute {variable.name!r}: it is {maker}")
 
     def _register(self, tensor: Tensor) -> None:
         if not tensor.name:

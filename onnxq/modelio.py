@@ -263,9 +263,7 @@ def save_model(
         GraphError: If the graph is not valid.
     """
     path = Path(path)
-    if path.is_dir() or not path.parent.is_dir():
-        what = "is a folder; name a file" if path.is_dir() else "cannot be written: its folder does not exist"
-        raise ModelError(f"{path} {what}")
+    _check_target(path)
     graph.validate()
     weights = {t.name: weights_of(t) for t in graph.constants()}
     weights = {name: numbers for name, numbers in weights.items() if numbers.streams}
@@ -284,6 +282,13 @@ def save_model(
         raise ModelError(f"cannot write {path}: {err.strerror or err}") from err
     except ValueError as err:
         raise GraphError(f"cannot write {path}: {err}") from err
+
+
+def _check_target(path: Path) -> None:
+    if path.is_dir():
+        raise ModelError(f"{path} is a folder; name a file")
+    if not path.parent.is_dir():
+        raise ModelError(f"{path} cannot be written: its folder does not exist")
 
 
 def _write_external(

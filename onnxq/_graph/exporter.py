@@ -93,9 +93,8 @@ def _export_attribute(proto: onnx.AttributeProto, name: str, value: Any, source:
 
 def _attribute_type(value: object, wanted: int) -> int:
     if isinstance(value, bool | int | float | np.integer | np.floating | np.bool_):
-        if wanted in (Attr.FLOAT, Attr.INT) and float(value) == (int(value) if wanted == Attr.INT else float(value)):
-            return wanted
-        return Attr.FLOAT if isinstance(value, float | np.floating) else Attr.INT
+        whole = not isinstance(value, float | np.floating) or (wanted == Attr.INT and float(value).is_integer())
+        return Attr.INT if whole and wanted != Attr.FLOAT else Attr.FLOAT
     if isinstance(value, str | bytes):
         return Attr.STRING
     if isinstance(value, gs.Constant | onnx.TensorProto):
