@@ -7,7 +7,6 @@ Clip that begins at 0 into a Relu; what that costs in accuracy is printed.
 from pathlib import Path
 
 import numpy as np
-from onnxq.runtime import make_session
 
 from onnxq.context import QuantContext
 from onnxq.graph import GraphModel
@@ -18,6 +17,7 @@ from onnxq.passes.fuse_batchnorm import FuseBatchNorm
 from onnxq.passes.lift_constants import LiftConstants
 from onnxq.passes.sweep import Sweep
 from onnxq.recipe import Recipe
+from onnxq.runtime import make_session
 from onnxq.targets import get_target
 
 MODELS = Path(__file__).resolve().parent.parent / "models"
