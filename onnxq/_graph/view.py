@@ -97,6 +97,11 @@ class GraphView:
 
     # ---- nodes -----------------------------------------------------------------------------
 
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes of all constants together; nothing is read for it."""
+        return sum(weights_of(t).nbytes for t in self.constants())
+
     def nodes(self, *op_types: str) -> tuple[Node, ...]:
         """A snapshot of the nodes of the main graph in topological order.
 

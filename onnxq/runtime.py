@@ -1,0 +1,184 @@
+"""ONNX Runtime, and the only module that imports it: sessions, what they were optimized to, their errors."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+from numpy.typing import NDArray
+
+from onnxq.calib.feeds import InputInfo
+from onnxq.errors import DataError, ModelError
+
+if TYPE_CHECKING:
+    from onnxq.graph import GraphModel
+
+Model = onnx.ModelProto | bytes | str | Path
+"""What a session can be made of: a model, its bytes, or the path of its file."""
+
+INLINE_LIMIT = 1_500_000_000
+"""Bytes of weights up to which a graph is handed over in memory; a protobuf holds 2 GB at the most."""
+
+_DTYPES: dict[str, Any] = {
+    "tensor(float)": np.float32,
+    "tensor(double)": np.float64,
+    "tensor(float16)": np.float16,
+    "tensor(bool)": np.bool_,
+    "tensor(string)": np.object_,
+    **{f"tensor({kind}{bits})": f"{kind}{bits}" for kind in ("int", "uint") for bits in (8, 16, 32, 64)},
+}
+_RUNTIME_ERRORS = tuple(
+    getattr(ort.capi.onnxruntime_pybind11_state, name)
+    for name in ("Fail", "InvalidArgument", "InvalidGraph", "InvalidProtobuf", "NoModel", "NoSuchFile",
+                 "NotImplemented", "RuntimeException", "EPFail", "ModelLoadCanceled", "EngineError")
+    if hasattr(ort.capi.onnxruntime_pybind11_state, name)
+)  # fmt: skip
+
+
+def version() -> str:
+    """ONNX Runtime's version."""
+    return str(ort.__version__)
+
+
+def thread_count(threads: int) -> int:
+    """`threads`, or as many as this process may use where it is 0."""
+    if threads > 0:
+        return threads
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+class Session:
+    """A model ready to run.
+
+    Calls of `run` from several threads do not disturb each other.
+
+    Args:
+        session: ONNX Runtime's own.
+        source: What the model is called in messages.
+        folder: A folder that must live as long as the session.
+    """
+
+    def __init__(
+        self, session: ort.InferenceSession, source: str, folder: tempfile.TemporaryDirectory[str] | None = None
+    ) -> None:
+        self._session = session
+        self._source = source
+        self._folder = folder
+        self.output_names: tuple[str, ...] = tuple(o.name for o in session.get_outputs())
+
+    @property
+    def inputs(self) -> tuple[InputInfo, ...]:
+        """What the model must be fed.
+
+        Raises:
+            ModelError: If an input is a sequence, a map or of a type numpy lacks.
+        """
+        return tuple(_input_info(i, self._source) for i in self._session.get_inputs())
+
+    def run(self, names: Sequence[str] | None, feed: Mapping[str, NDArray[Any]]) -> list[Any]:
+        """Run the model.
+
+        Args:
+            names: Outputs wanted; None for all.
+            feed: Arrays by input name.
+
+        Returns:
+            One array per name; a list where the output is a sequence.
+
+        Raises:
+            DataError: If ONNX Runtime refuses the feed or fails on it.
+        """
+        try:
+            return cast("list[Any]", self._session.run(None if names is None else list(names), dict(feed)))
+        except _RUNTIME_ERRORS as err:
+            raise DataError(f"{self._source}: ONNX Runtime failed on this feed: {_first_line(err)}") from err
+        except ValueError as err:  # a missing input, an unknown output
+            raise DataError(f"{self._source}: {_first_line(err)}") from err
+
+
+def make_session(
+    model: Model | GraphModel, *, threads: int = 0, optimize: bool = True, source: str = "the model"
+) -> Session:
+    """Make a session on the CPU.
+
+    Args:
+        model: A model, its bytes, its path, or a graph.
+        threads: Threads of one call of `run`; 0 for all cores.
+        optimize: With all graph optimizations, or with none: then every node runs as it is written.
+        source: What the model is called in messages.
+
+    Raises:
+        ModelError: If ONNX Runtime cannot load it.
+    """
+    levels = ort.GraphOptimizationLevel
+    options = _options(threads, levels.ORT_ENABLE_ALL if optimize else levels.ORT_DISABLE_ALL)
+    content, folder = _content(model)
+    return Session(_load(content, options, source), source, folder)
+
+
+def optimized(model: Model | GraphModel, *, threads: int = 1) -> onnx.ModelProto:
+    """The model as ONNX Runtime will execute it, after all its optimizations.
+
+    Raises:
+        ModelError: If ONNX Runtime cannot load it.
+    """
+    options = _options(threads, ort.GraphOptimizationLevel.ORT_ENABLE_ALL)
+    content, folder = _content(model)
+    with tempfile.TemporaryDirectory() as scratch:
+        path = Path(scratch) / "optimized.onnx"
+        options.optimized_model_filepath = str(path)
+        _load(content, options, "the model")
+        result = onnx.load(path)
+    if folder is not None:
+        folder.cleanup()
+    return result
+
+
+def _options(threads: int, level: ort.GraphOptimizationLevel) -> ort.SessionOptions:
+    options = ort.SessionOptions()
+    options.graph_optimization_level = level
+    options.intra_op_num_threads = thread_count(threads)
+    options.inter_op_num_threads = 1
+    options.log_severity_level = 4  # failures are raised, and the rest is not for the user of onnxq
+    return options
+
+
+def _load(content: str | bytes, options: ort.SessionOptions, source: str) -> ort.InferenceSession:
+    try:
+        return ort.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+    except _RUNTIME_ERRORS as err:
+        raise ModelError(f"{source}: ONNX Runtime {version()} cannot load it: {_first_line(err)}") from err
+
+
+def _content(model: Model | GraphModel) -> tuple[str | bytes, tempfile.TemporaryDirectory[str] | None]:
+    """What ONNX Runtime can load, and the folder it needs for that."""
+    if isinstance(model, bytes):
+        return model, None
+    if isinstance(model, (str, Path)):
+        return str(model), None
+    if isinstance(model, onnx.ModelProto):
+        return model.SerializeToString(), None
+    from onnxq.modelio import save_model
+
+    if model.weight_bytes <= INLINE_LIMIT:
+        return model.to_proto().SerializeToString(), None
+    folder = tempfile.TemporaryDirectory(prefix="onnxq-")
+    path = Path(folder.name) / "model.onnx"
+    save_model(model, path, external_data=True)
+    return str(path), folder
+
+
+def _input_info(node: Any, source: str) -> InputInfo:  # noqa: ANN401 - onnxruntime has no types
+    if node.type not in _DTYPES:
+        raise ModelError(f"{source}: input {node.name!r} is a {node.type}; onnxq feeds plain tensors only")
+    return InputInfo(node.name, _DTYPES[node.type], tuple(node.shape))
+
+
+def _first_line(err: Exception) -> str:
+    return (str(err).strip().splitlines() or [type(err).__name__])[0][:500]
