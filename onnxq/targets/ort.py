@@ -1,0 +1,37 @@
+"""ONNX Runtime on the CPU: Q/DQ that it fuses into QLinear and MatMulInteger kernels."""
+
+from types import MappingProxyType
+
+from onnxq.spec import QType
+from onnxq.targets._base import Target
+
+_NO_KERNEL = "ONNX Runtime has no int8 kernel for {}: it would convert back to float in front of it"
+
+ORT = Target(
+    name="ort",
+    title="ONNX Runtime (CPU)",
+    activation=QType.UINT8,
+    activation_symmetric=False,
+    activation_types=frozenset({QType.UINT8, QType.INT8, QType.UINT16, QType.INT16}),
+    weight=QType.INT8,
+    weight_types=frozenset({QType.INT8, QType.UINT8, QType.INT4, QType.UINT4, QType.INT16}),
+    weight_narrow=True,
+    per_axis=frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"}),
+    compute=frozenset(
+        "Conv Gemm MatMul Add Mul Concat AveragePool GlobalAveragePool LeakyRelu Sigmoid Softmax".split()
+    ),
+    passive=frozenset(
+        "Reshape Flatten Squeeze Unsqueeze Transpose Slice Gather MaxPool Resize Split Pad Identity Expand Tile "
+        "DepthToSpace SpaceToDepth".split()
+    ),
+    slower=MappingProxyType(
+        {
+            op: _NO_KERNEL.format(op)
+            for op in (
+                "ConvTranspose Sub Div HardSigmoid HardSwish Tanh PRelu Elu ReduceMean ReduceMax ReduceMin "
+                "GlobalMaxPool GatherElements GatherND Dropout"
+            ).split()
+        }
+    ),
+    float_result=frozenset({"Gemm", "MatMul"}),
+)
