@@ -1,0 +1,57 @@
+"""Files on the way out and their sizes."""
+
+from __future__ import annotations
+
+import os
+import secrets
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import onnx
+
+from onnxq.errors import OnnxqError
+from onnxq.modelio import load_model
+
+if TYPE_CHECKING:
+    from onnxq.graph import GraphModel
+
+
+def disk_bytes(path: Path, graph: GraphModel | None = None) -> int:
+    """Bytes of a model file together with its external data files.
+
+    Args:
+        path: The model file.
+        graph: The model in it, if it is at hand.
+
+    Raises:
+        ModelError: If it is not a valid model.
+    """
+    graph = graph or load_model(path)
+    files = {path}
+    if graph.external_data:
+        proto = onnx.load(path, load_external_data=False)
+        for tensor in proto.graph.initializer:
+            entries = {entry.key: entry.value for entry in tensor.external_data}
+            if tensor.data_location == onnx.TensorProto.EXTERNAL:
+                files.add(path.parent / entries["location"])
+    return sum(file.stat().st_size for file in files if file.exists())
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file whole or not at all.
+
+    Raises:
+        OnnxqError: If it cannot be written.
+    """
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(6)}.tmp")
+    try:
+        try:
+            with temporary.open("x", encoding="utf-8") as file:
+                file.write(text)
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
+    except OSError as err:
+        raise OnnxqError(f"cannot write {path}: {err.strerror or err}") from err
