@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -32,6 +33,8 @@ class QuantContext:
         metadata: Entries for the model's `metadata_props`.
         threads: How many threads calibration may use.
         seed: Seed of every random choice.
+        progress: Is told of long work: what is being done, how much is done, of how much (None: not known).
+        samples: How many samples calibration used.
     """
 
     recipe: Recipe
@@ -44,6 +47,8 @@ class QuantContext:
     metadata: dict[str, str] = field(default_factory=dict)
     threads: int = 0
     seed: int = 0
+    progress: Callable[[str, int, int | None], None] | None = None
+    samples: int = 0
 
     def rng(self, purpose: str) -> np.random.Generator:
         """A generator that depends on the seed and `purpose` only, not on the order of calls."""

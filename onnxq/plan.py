@@ -70,6 +70,7 @@ class WeightPlan:
         node: Name of the node that reads it.
         index: Which input of the node.
         tensor: Its name.
+        key: What its parameters are called: its name, or more where its readers want it differently.
         spec: Its type, granularity and symmetry.
         method: How its scale is chosen.
         bias: Name of the bias that is added to its products and gets codes too; empty where there is none.
@@ -79,6 +80,7 @@ class WeightPlan:
     node: str
     index: int
     tensor: str
+    key: str
     spec: QuantSpec
     method: WeightMethod
     bias: str = ""

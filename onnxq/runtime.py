@@ -103,7 +103,12 @@ class Session:
 
 
 def make_session(
-    model: Model | GraphModel, *, threads: int = 0, optimize: bool = True, source: str = "the model"
+    model: Model | GraphModel,
+    *,
+    threads: int = 0,
+    optimize: bool = True,
+    source: str = "the model",
+    outputs: Sequence[str] | None = None,
 ) -> Session:
     """Make a session on the CPU.
 
@@ -112,13 +117,14 @@ def make_session(
         threads: Threads of one call of `run`; 0 for all cores.
         optimize: With all graph optimizations, or with none: then every node runs as it is written.
         source: What the model is called in messages.
+        outputs: Tensors to give instead of the model's outputs; what they do not need is not run.
 
     Raises:
         ModelError: If ONNX Runtime cannot load it.
     """
     levels = ort.GraphOptimizationLevel
     options = _options(threads, levels.ORT_ENABLE_ALL if optimize else levels.ORT_DISABLE_ALL)
-    content, folder = _content(model)
+    content, folder = _content(model, outputs)
     return Session(_load(content, options, source), source, folder)
 
 
@@ -156,22 +162,45 @@ def _load(content: str | bytes, options: ort.SessionOptions, source: str) -> ort
         raise ModelError(f"{source}: ONNX Runtime {version()} cannot load it: {_first_line(err)}") from err
 
 
-def _content(model: Model | GraphModel) -> tuple[str | bytes, tempfile.TemporaryDirectory[str] | None]:
+def _content(
+    model: Model | GraphModel, outputs: Sequence[str] | None = None
+) -> tuple[str | bytes, tempfile.TemporaryDirectory[str] | None]:
     """What ONNX Runtime can load, and the folder it needs for that."""
-    if isinstance(model, bytes):
+    if isinstance(model, bytes) and outputs is None:
         return model, None
-    if isinstance(model, (str, Path)):
+    if isinstance(model, (str, Path)) and outputs is None:
         return str(model), None
     if isinstance(model, onnx.ModelProto):
-        return model.SerializeToString(), None
-    from onnxq.modelio import save_model
+        return _with_outputs(model, outputs).SerializeToString(), None
+    from onnxq.graph import GraphModel
+    from onnxq.modelio import load_model, save_model
 
-    if model.weight_bytes <= INLINE_LIMIT:
-        return model.to_proto().SerializeToString(), None
+    if isinstance(model, bytes):
+        return _with_outputs(onnx.ModelProto.FromString(model), outputs).SerializeToString(), None
+    graph = model if isinstance(model, GraphModel) else load_model(model)
+    if graph.weight_bytes <= INLINE_LIMIT:
+        return _with_outputs(graph.to_proto(), outputs, own=True).SerializeToString(), None
     folder = tempfile.TemporaryDirectory(prefix="onnxq-")
     path = Path(folder.name) / "model.onnx"
-    save_model(model, path, external_data=True)
+    save_model(graph, path, external_data=True)
+    if outputs is not None:
+        skeleton = _with_outputs(onnx.load(path, load_external_data=False), outputs, own=True)
+        path.write_bytes(skeleton.SerializeToString())
     return str(path), folder
+
+
+def _with_outputs(model: onnx.ModelProto, outputs: Sequence[str] | None, *, own: bool = False) -> onnx.ModelProto:
+    """The model with other outputs; ONNX Runtime finds their types by itself."""
+    if outputs is None:
+        return model
+    changed = model if own else onnx.ModelProto()
+    if not own:
+        changed.CopyFrom(model)
+    known = {o.name: o for o in model.graph.output}
+    wanted = [known.get(name, onnx.ValueInfoProto(name=name)) for name in outputs]
+    del changed.graph.output[:]
+    changed.graph.output.extend(wanted)
+    return changed
 
 
 def _input_info(node: Any, source: str) -> InputInfo:  # noqa: ANN401 - onnxruntime has no types

@@ -15,10 +15,10 @@ ASCEND = Target(
     weight_types=frozenset({QType.INT8}),
     weight_narrow=False,
     per_axis=frozenset({"Conv", "ConvTranspose"}),
-    compute=frozenset("Conv ConvTranspose Gemm MatMul AveragePool".split()),
+    compute=frozenset(["Conv", "ConvTranspose", "Gemm", "MatMul", "AveragePool"]),
     passive=frozenset(),
     slower=MappingProxyType({}),
-    float_result=frozenset("Conv ConvTranspose Gemm MatMul AveragePool".split()),
+    float_result=frozenset(["Conv", "ConvTranspose", "Gemm", "MatMul", "AveragePool"]),
     clamps=frozenset(),
     insertion="ascend",
 )

@@ -18,19 +18,60 @@ ORT = Target(
     weight_narrow=True,
     per_axis=frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"}),
     compute=frozenset(
-        "Conv Gemm MatMul Add Mul Concat AveragePool GlobalAveragePool LeakyRelu Sigmoid Softmax".split()
+        [
+            "Conv",
+            "Gemm",
+            "MatMul",
+            "Add",
+            "Mul",
+            "Concat",
+            "AveragePool",
+            "GlobalAveragePool",
+            "LeakyRelu",
+            "Sigmoid",
+            "Softmax",
+        ]
     ),
     passive=frozenset(
-        "Reshape Flatten Squeeze Unsqueeze Transpose Slice Gather MaxPool Resize Split Pad Identity Expand Tile "
-        "DepthToSpace SpaceToDepth".split()
+        [
+            "Reshape",
+            "Flatten",
+            "Squeeze",
+            "Unsqueeze",
+            "Transpose",
+            "Slice",
+            "Gather",
+            "MaxPool",
+            "Resize",
+            "Split",
+            "Pad",
+            "Identity",
+            "Expand",
+            "Tile",
+            "DepthToSpace",
+            "SpaceToDepth",
+        ]
     ),
     slower=MappingProxyType(
         {
             op: _NO_KERNEL.format(op)
-            for op in (
-                "ConvTranspose Sub Div HardSigmoid HardSwish Tanh PRelu Elu ReduceMean ReduceMax ReduceMin "
-                "GlobalMaxPool GatherElements GatherND Dropout"
-            ).split()
+            for op in [
+                "ConvTranspose",
+                "Sub",
+                "Div",
+                "HardSigmoid",
+                "HardSwish",
+                "Tanh",
+                "PRelu",
+                "Elu",
+                "ReduceMean",
+                "ReduceMax",
+                "ReduceMin",
+                "GlobalMaxPool",
+                "GatherElements",
+                "GatherND",
+                "Dropout",
+            ]
         }
     ),
     float_result=frozenset({"Gemm", "MatMul"}),

@@ -16,12 +16,53 @@ QNN = Target(
     weight_narrow=True,
     per_axis=frozenset({"Conv", "ConvTranspose"}),
     compute=frozenset(
-        "Conv ConvTranspose Gemm MatMul Add Sub Mul Div Concat AveragePool GlobalAveragePool LeakyRelu Sigmoid Softmax "
-        "HardSigmoid HardSwish Tanh PRelu Elu ReduceMean".split()
+        [
+            "Conv",
+            "ConvTranspose",
+            "Gemm",
+            "MatMul",
+            "Add",
+            "Sub",
+            "Mul",
+            "Div",
+            "Concat",
+            "AveragePool",
+            "GlobalAveragePool",
+            "LeakyRelu",
+            "Sigmoid",
+            "Softmax",
+            "HardSigmoid",
+            "HardSwish",
+            "Tanh",
+            "PRelu",
+            "Elu",
+            "ReduceMean",
+        ]
     ),
     passive=frozenset(
-        "Reshape Flatten Squeeze Unsqueeze Transpose Slice Gather MaxPool Resize Split Pad Identity Expand Tile "
-        "DepthToSpace SpaceToDepth ReduceMax ReduceMin GatherElements GatherND GlobalMaxPool".split()
+        [
+            "Reshape",
+            "Flatten",
+            "Squeeze",
+            "Unsqueeze",
+            "Transpose",
+            "Slice",
+            "Gather",
+            "MaxPool",
+            "Resize",
+            "Split",
+            "Pad",
+            "Identity",
+            "Expand",
+            "Tile",
+            "DepthToSpace",
+            "SpaceToDepth",
+            "ReduceMax",
+            "ReduceMin",
+            "GatherElements",
+            "GatherND",
+            "GlobalMaxPool",
+        ]
     ),
     slower=MappingProxyType({}),
 )

@@ -15,15 +15,44 @@ TENSORRT = Target(
     weight_types=frozenset({QType.INT8, QType.INT4}),
     weight_narrow=True,
     per_axis=frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"}),
-    compute=frozenset("Conv ConvTranspose Gemm MatMul Add AveragePool GlobalAveragePool Concat".split()),
+    compute=frozenset(["Conv", "ConvTranspose", "Gemm", "MatMul", "Add", "AveragePool", "GlobalAveragePool", "Concat"]),
     passive=frozenset(
-        "Reshape Flatten Squeeze Unsqueeze Transpose Slice Gather MaxPool Resize Split Identity Expand Tile "
-        "DepthToSpace SpaceToDepth".split()
+        [
+            "Reshape",
+            "Flatten",
+            "Squeeze",
+            "Unsqueeze",
+            "Transpose",
+            "Slice",
+            "Gather",
+            "MaxPool",
+            "Resize",
+            "Split",
+            "Identity",
+            "Expand",
+            "Tile",
+            "DepthToSpace",
+            "SpaceToDepth",
+        ]
     ),
     slower=MappingProxyType(
         {
             op: f"TensorRT runs {op} in fp16 or float faster than with codes around it"
-            for op in "Mul Sub Div Sigmoid Softmax LeakyRelu HardSigmoid HardSwish Tanh PRelu Elu ReduceMean Pad".split()
+            for op in [
+                "Mul",
+                "Sub",
+                "Div",
+                "Sigmoid",
+                "Softmax",
+                "LeakyRelu",
+                "HardSigmoid",
+                "HardSwish",
+                "Tanh",
+                "PRelu",
+                "Elu",
+                "ReduceMean",
+                "Pad",
+            ]
         }
     ),
     # TensorRT fuses what follows a layer up to the next QuantizeLinear: no layer needs one behind it

@@ -1,0 +1,260 @@
+"""Runs a model over calibration data once and keeps statistics, never activations.
+
+Each worker thread runs its own batch through a shared session on one core and folds what comes out
+into accumulators of its own: nothing waits for anything else. Ranges, counts and histograms merge
+exactly; sums of floats are added in the order of the samples. So neither the number of workers nor
+the batches the data came in can change a bit of the result.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from queue import SimpleQueue
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from onnxq.algos import kernels
+from onnxq.calib.chunks import rechunk
+from onnxq.calib.feeds import Feed, InputInfo
+from onnxq.calib.points import StatisticPoint, StatKind
+from onnxq.errors import CalibrationError
+from onnxq.runtime import Session
+from onnxq.stats import BINS, MIN_EXPONENT, Histogram, TensorStats, exponent_for
+
+BATCH_BYTES = 1 << 22
+"""A batch grows until the tensors of interest take about this much: beyond, it no longer fits the caches."""
+LARGEST_BATCH = 32
+
+OnSamples = Callable[[int], None]
+"""Is told the number of samples done so far."""
+
+
+@dataclass
+class _Accumulator:
+    """Statistics of one tensor on one worker."""
+
+    point: StatisticPoint
+    low: float = math.inf
+    high: float = -math.inf
+    count: int = 0
+    exponent: int = MIN_EXPONENT
+    counts: NDArray[np.int64] | None = None
+    absmax: NDArray[np.float32] | None = None
+
+    def add(self, x: NDArray[np.float32], lanes: NDArray[np.uint32]) -> bool:
+        """Take in one array; False if it holds NaN or infinity."""
+        low, high, finite = kernels.min_max(x)
+        if not finite:
+            return False
+        self.low, self.high = min(self.low, low), max(self.high, high)
+        self.count += x.size
+        if StatKind.HISTOGRAM in self.point.kinds and x.size:
+            self._count(x, max(-low, high), lanes)
+        if StatKind.CHANNEL_ABSMAX in self.point.kinds:
+            found = kernels.channel_absmax(by_channel(x, self.point.axis))
+            self.absmax = found if self.absmax is None else np.maximum(self.absmax, found)
+        return True
+
+    def _count(self, x: NDArray[np.float32], absmax: float, lanes: NDArray[np.uint32]) -> None:
+        needed = exponent_for(absmax)
+        if self.counts is None:
+            self.counts = np.zeros(BINS, np.int64)
+            self.exponent = needed
+        elif needed > self.exponent:
+            self.counts = Histogram(self.exponent, self.counts).grow(needed).counts.copy()
+            self.exponent = needed
+        kernels.count_into(x, self.counts, self.exponent, lanes=lanes)
+
+    def stats(self) -> TensorStats:
+        """What was found."""
+        histogram = None
+        if StatKind.HISTOGRAM in self.point.kinds:
+            histogram = Histogram.empty() if self.counts is None else Histogram(self.exponent, self.counts)
+        return TensorStats(self.low, self.high, self.count, histogram, self.absmax)
+
+
+def by_channel(x: NDArray[np.float32], axis: int) -> NDArray[np.float32]:
+    """View an array as (outer, channels, inner); a vector or a scalar is one channel."""
+    if x.ndim == 0 or x.ndim <= axis % max(x.ndim, 1):
+        return x.reshape(1, 1, -1)
+    axis %= x.ndim
+    return x.reshape(math.prod(x.shape[:axis]), x.shape[axis], -1) if x.size else x.reshape(0, x.shape[axis], 1)
+
+
+@dataclass
+class _Worker:
+    accumulators: dict[str, _Accumulator]
+    lanes: NDArray[np.uint32] = field(default_factory=kernels.make_lanes)
+
+
+@dataclass(frozen=True, slots=True)
+class _Done:
+    """What the main thread must know of one batch."""
+
+    samples: int
+    bad: tuple[str, ...]
+    sums: dict[str, tuple[NDArray[np.float64], int]]
+
+
+@dataclass
+class Collector:
+    """Measures statistic points.
+
+    Attributes:
+        session: Runs on one thread; its outputs include every tensor of `points` that is not an input.
+        points: What to measure.
+        inputs: The model's inputs.
+        workers: How many batches are run at the same time.
+        batch: Samples of a batch; 0 chooses by the size of the tensors of the first sample.
+        on_samples: Is told how many samples are done.
+        explain: Called with the feed of a batch with NaN or infinity; names the node that made it.
+    """
+
+    session: Session
+    points: Sequence[StatisticPoint]
+    inputs: Sequence[InputInfo]
+    workers: int = 1
+    batch: int = 0
+    on_samples: OnSamples | None = None
+    explain: Callable[[Feed], str] | None = None
+
+    def run(self, feeds: Iterable[Feed]) -> dict[str, TensorStats]:
+        """Run all feeds and return the statistics by tensor name.
+
+        Raises:
+            CalibrationError: If a tensor holds NaN or infinity, or there are no samples.
+            DataError: If a feed does not fit the model.
+        """
+        names = [p.tensor for p in self.points]
+        fed = {i.name for i in self.inputs}
+        taps = [name for name in names if name not in fed]
+        free: SimpleQueue[_Worker] = SimpleQueue()
+        crew = [_Worker({p.tensor: _Accumulator(p) for p in self.points}) for _ in range(self.workers)]
+        for worker in crew:
+            free.put(worker)
+
+        def work(feed: Feed) -> _Done:
+            worker = free.get()
+            try:
+                return self._measure(worker, taps, feed)
+            finally:
+                free.put(worker)
+
+        sums: dict[str, tuple[NDArray[np.float64], int]] = {}
+        samples = 0
+        with ThreadPoolExecutor(self.workers) as pool:
+            for start, feed, done in _ordered(pool, work, self._batches(feeds, taps), 2 * self.workers):
+                if done.bad:
+                    raise CalibrationError(self._blame(start, feed, done))
+                _add_sums(sums, done.sums)
+                samples = start + done.samples
+                if self.on_samples is not None:
+                    self.on_samples(samples)
+        if not samples:
+            raise CalibrationError("there was not a single sample to calibrate with")
+        return {name: _merged(crew, name, sums) for name in names}
+
+    def _batches(self, feeds: Iterable[Feed], taps: Sequence[str]) -> Iterator[tuple[int, Feed]]:
+        if self.batch:
+            return rechunk(feeds, self.batch, self.inputs)
+        return self._sized(iter(feeds), taps)
+
+    def _sized(self, feeds: Iterator[Feed], taps: Sequence[str]) -> Iterator[tuple[int, Feed]]:
+        """Choose the batch by running the first sample."""
+        first = next(feeds, None)
+        if first is None:
+            return
+        sample = next(rechunk([first], 1, self.inputs))[1]
+        found = self.session.run(taps, sample) if taps else []
+        size = sum(x.nbytes for x in found if isinstance(x, np.ndarray)) + sum(x.nbytes for x in sample.values())
+        batch = 1
+        while batch < LARGEST_BATCH and 2 * batch * size <= BATCH_BYTES:
+            batch *= 2
+        del found
+        yield from rechunk(_chain(first, feeds), batch, self.inputs)
+
+    def _measure(self, worker: _Worker, taps: Sequence[str], feed: Feed) -> _Done:
+        found: dict[str, Any] = dict(zip(taps, self.session.run(taps, feed), strict=True)) if taps else {}
+        bad: list[str] = []
+        sums: dict[str, tuple[NDArray[np.float64], int]] = {}
+        for point in self.points:
+            x = found.pop(point.tensor) if point.tensor in found else feed[point.tensor]
+            if not isinstance(x, np.ndarray) or x.dtype != np.float32:
+                raise CalibrationError(f"tensor {point.tensor!r} is no float32 tensor; it cannot be calibrated")
+            if not worker.accumulators[point.tensor].add(x, worker.lanes):
+                bad.append(point.tensor)
+            elif StatKind.CHANNEL_SUM in point.kinds:
+                view = by_channel(x, point.axis)
+                sums[point.tensor] = (kernels.channel_sum(view), view.shape[0] * view.shape[2])
+        return _Done(_rows(feed, self.inputs), tuple(bad), sums)
+
+    def _blame(self, start: int, feed: Feed, done: _Done) -> str:
+        stop = start + done.samples - 1
+        where = f"sample {start}" if stop == start else f"samples {start} to {stop}"
+        origin = self.explain(feed) if self.explain is not None else ""
+        return (
+            f"{where}: tensor {done.bad[0]!r} holds NaN or infinity{origin}; "
+            "remove the samples or mend the model, or leave the node out with --skip"
+        )
+
+
+def _chain(first: Feed, rest: Iterator[Feed]) -> Iterator[Feed]:
+    yield first
+    yield from rest
+
+
+def _rows(feed: Mapping[str, NDArray[Any]], inputs: Sequence[InputInfo]) -> int:
+    from onnxq.calib.feeds import batching, sample_count
+
+    return sample_count(feed, batching(inputs).carried) or 1
+
+
+def _ordered(
+    pool: ThreadPoolExecutor, work: Callable[[Feed], _Done], batches: Iterator[tuple[int, Feed]], ahead: int
+) -> Iterator[tuple[int, Feed, _Done]]:
+    """Run `work` on the pool; give the results in the order of the batches, at most `ahead` of them waiting."""
+    waiting: deque[tuple[int, Feed, Future[_Done]]] = deque()
+    try:
+        for start, feed in batches:
+            waiting.append((start, feed, pool.submit(work, feed)))
+            if len(waiting) >= ahead:
+                first, its_feed, future = waiting.popleft()
+                yield first, its_feed, future.result()
+        while waiting:
+            first, its_feed, future = waiting.popleft()
+            yield first, its_feed, future.result()
+    finally:
+        for _, _, future in waiting:
+            future.cancel()
+
+
+def _add_sums(
+    sums: dict[str, tuple[NDArray[np.float64], int]], new: dict[str, tuple[NDArray[np.float64], int]]
+) -> None:
+    for name, (values, count) in new.items():
+        if name in sums:
+            old, before = sums[name]
+            sums[name] = (old + values, before + count)
+        else:
+            sums[name] = (values, count)
+
+
+def _merged(
+    crew: Sequence[_Worker], name: str, sums: Mapping[str, tuple[NDArray[np.float64], int]]
+) -> TensorStats:
+    parts = [s for w in crew if (s := w.accumulators[name].stats()).count]
+    if not parts:
+        return crew[0].accumulators[name].stats()
+    total = parts[0]
+    for part in parts[1:]:
+        total = total.merge(part)
+    if name not in sums:
+        return total
+    values, count = sums[name]
+    return TensorStats(total.low, total.high, total.count, total.histogram, total.channel_absmax, values, count)

@@ -1,0 +1,34 @@
+"""What calibration is asked to measure."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Flag, auto
+
+
+class StatKind(Flag):
+    """What to measure of a tensor."""
+
+    RANGE = auto()
+    """Smallest and largest value, and how many."""
+    HISTOGRAM = auto()
+    """Counts of the values; the range comes with it."""
+    CHANNEL_ABSMAX = auto()
+    """Largest magnitude of each channel."""
+    CHANNEL_SUM = auto()
+    """Sum of each channel, for means."""
+
+
+@dataclass(frozen=True, slots=True)
+class StatisticPoint:
+    """One tensor and what to measure of it.
+
+    Attributes:
+        tensor: Its name.
+        kinds: What to measure.
+        axis: Where its channels are, counted as numpy does; only the channel kinds use it.
+    """
+
+    tensor: str
+    kinds: StatKind
+    axis: int = 1

@@ -1,0 +1,101 @@
+"""``onnxq compare``: how far a quantized model is from the float model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from onnxq.cli.options import (
+    ColorName,
+    Config,
+    Crop,
+    ImageOptions,
+    ImageSize,
+    Json,
+    LayoutName,
+    Mean,
+    RecipeOptions,
+    ResizeShortSide,
+    Samples,
+    Scale,
+    Std,
+    Threads,
+    Verbose,
+)
+from onnxq.cli.terminal import Terminal
+
+_WORST = 20
+
+
+def compare(
+    reference: Annotated[Path, typer.Argument(metavar="FLOAT", help="The float model.", show_default=False)],
+    quantized: Annotated[Path, typer.Argument(metavar="QUANT", help="The quantized model.", show_default=False)],
+    data: Annotated[
+        Path,
+        typer.Option(
+            help="Evaluation data: an .npz file, or a folder of .npz, .npy, .bin or image files.",
+            metavar="PATH",
+            show_default=False,
+        ),
+    ],
+    labels: Annotated[
+        Path | None,
+        typer.Option(
+            help="True classes, for top-1 accuracy: CSV (file,label or index,label or label) or .npy.",
+            metavar="FILE",
+            show_default=False,
+        ),
+    ] = None,
+    layers: Annotated[bool, typer.Option("--layers", help="Also compare layer by layer.")] = False,
+    samples: Samples = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Samples at a time.", metavar="N")] = 8,
+    latency: Annotated[bool, typer.Option(help="Measure latency.")] = True,
+    threads: Threads = 0,
+    min_sqnr: Annotated[
+        float | None,
+        typer.Option(help="Fail if an output's SQNR is below this.", metavar="DB", show_default=False),
+    ] = None,
+    max_drop: Annotated[
+        float | None,
+        typer.Option(help="Fail if top-1 accuracy drops by more.", metavar="POINTS", show_default=False),
+    ] = None,
+    config: Config = None,
+    image_size: ImageSize = None,
+    resize_short_side: ResizeShortSide = None,
+    crop: Crop = None,
+    scale: Scale = None,
+    mean: Mean = None,
+    std: Std = None,
+    layout: LayoutName = None,
+    color: ColorName = None,
+    as_json: Json = False,
+    verbose: Verbose = False,
+) -> int:
+    """Compare a quantized model with the float model on data: outputs, classes, layers, size and latency.
+
+    Exit code 1 if --min-sqnr or --max-drop is not met. Of a recipe (--config) only the preprocessing of
+    images is used.
+    """
+    from onnxq.cli import tables
+    from onnxq.errors import DataError
+    from onnxq.report.compare import Options
+    from onnxq.report.compare import compare as run
+
+    terminal = Terminal(as_json=as_json, verbose=verbose)
+    if max_drop is not None and labels is None:
+        raise DataError("--max-drop is about top-1 accuracy and needs --labels")
+    images = ImageOptions(image_size, resize_short_side, crop, scale, mean, std, layout, color)
+    preprocess = RecipeOptions(config=config, images=images).recipe().calibration.preprocess
+    options = Options(data, labels, samples, batch_size, preprocess, layers, latency, threads)
+    with terminal.messages(), terminal.progress() as progress:
+        found = run(reference, quantized, options, progress=progress)
+    for note in found.notes:
+        terminal.warn(note)
+    terminal.show(*tables.comparison(found, layers=None if verbose else _WORST))
+    failed = found.failures(min_sqnr=min_sqnr, max_drop=max_drop)
+    for text in failed:
+        terminal.err.print(f"failed: {text}", style="bold red", markup=False, soft_wrap=True)
+    terminal.document({**found.to_dict(), "failed": list(failed)})
+    return 1 if failed else 0

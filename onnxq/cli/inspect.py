@@ -1,0 +1,53 @@
+"""``onnxq inspect``: what a model holds, and what would be quantized."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from onnxq.cli.options import Config, Json, ModelPath, RecipeOptions, Skip, TargetName, Verbose
+from onnxq.cli.terminal import Terminal
+
+
+def inspect(
+    model: ModelPath,
+    config: Config = None,
+    target: TargetName = None,
+    skip: Skip = None,
+    nodes: Annotated[bool, typer.Option("--nodes", help="List what would become of each node.")] = False,
+    as_json: Json = False,
+    verbose: Verbose = False,
+) -> int:
+    """Show what a model holds, what would be quantized, and why not the rest.
+
+    Nothing is run and nothing is written.
+    """
+    from onnxq.cli import tables
+    from onnxq.pipeline import plan_model
+    from onnxq.report.facts import model_facts
+    from onnxq.report.reasons import group_reasons
+
+    terminal = Terminal(as_json=as_json, verbose=verbose)
+    recipe = RecipeOptions(config=config, target=target, skip=tuple(skip or ())).recipe()
+    found = model_facts(model)
+    with terminal.messages():
+        result = plan_model(model, recipe=recipe)
+    groups = group_reasons(result.plan.left_float())
+    terminal.show(*tables.facts(found), tables.roles(result.plan.counts()))
+    if nodes:
+        terminal.show(tables.nodes(result.plan.decisions))
+    else:
+        terminal.show(*tables.reasons(groups, verbose=verbose))
+    for note in dict.fromkeys((*found.notes, *result.notes)):
+        terminal.warn(note)
+    listed = [{"node": d.node, "op_type": d.op_type, "role": d.role, "reason": d.reason} for d in result.plan.decisions]
+    plan = {
+        "target": recipe.target,
+        "counts": result.plan.counts(),
+        "float": [group.to_dict() for group in groups],
+        "notes": list(result.notes),
+        **({"nodes": listed} if nodes else {}),
+    }
+    terminal.document({"model": found.to_dict(), "plan": plan})
+    return 0

@@ -1,0 +1,228 @@
+"""The options that several commands share, and how they are laid over a recipe."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from onnxq.errors import DataError, RecipeError
+
+if TYPE_CHECKING:
+    from onnxq.recipe import ImagePreprocess, Recipe
+
+
+class Target(str, Enum):
+    """The backends."""
+
+    ORT = "ort"
+    TENSORRT = "tensorrt"
+    QNN = "qnn"
+    ASCEND = "ascend"
+
+
+class Method(str, Enum):
+    """How the range of an activation is chosen."""
+
+    MINMAX = "minmax"
+    PERCENTILE = "percentile"
+    KL = "kl"
+    MSE = "mse"
+    IFMR = "ifmr"
+    HFMG = "hfmg"
+
+
+class Layout(str, Enum):
+    """Order of an image input's dimensions."""
+
+    NCHW = "NCHW"
+    NHWC = "NHWC"
+
+
+class Color(str, Enum):
+    """Order of an image's channels."""
+
+    RGB = "RGB"
+    BGR = "BGR"
+    GRAY = "GRAY"
+
+
+_IMAGES = "Images"
+_RECIPE = "Recipe"
+
+ModelPath = Annotated[Path, typer.Argument(metavar="MODEL", help="The ONNX model.", show_default=False)]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON document; everything else goes to standard error.")]
+Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Say more.")]
+Threads = Annotated[int, typer.Option(min=0, help="Threads of ONNX Runtime; 0 for all cores.", metavar="N")]
+Samples = Annotated[int | None, typer.Option(min=1, help="Use the first N samples.", show_default="all", metavar="N")]
+Config = Annotated[
+    Path | None,
+    typer.Option(
+        "--config", help="Recipe in YAML or JSON.", rich_help_panel=_RECIPE, metavar="FILE", show_default=False
+    ),
+]
+TargetName = Annotated[
+    Target | None,
+    typer.Option("--target", help="Backend the model is for.", rich_help_panel=_RECIPE, show_default="ort"),
+]
+Skip = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="Leave these nodes float: a name, a glob over names or an operator type. May be repeated.",
+        rich_help_panel=_RECIPE,
+        metavar="NAME|GLOB|TYPE",
+        show_default=False,
+    ),
+]
+ImageSize = Annotated[
+    str | None,
+    typer.Option(help="Resize to N x N or HxW.", rich_help_panel=_IMAGES, metavar="N|HxW", show_default="the model's"),
+]
+ResizeShortSide = Annotated[
+    int | None,
+    typer.Option(
+        min=1, help="Resize so that the shorter side is N.", rich_help_panel=_IMAGES, metavar="N", show_default=False
+    ),
+]
+Crop = Annotated[
+    str | None,
+    typer.Option(
+        help="Cut N x N or HxW out of the centre.", rich_help_panel=_IMAGES, metavar="N|HxW", show_default=False
+    ),
+]
+Scale = Annotated[
+    str | None,
+    typer.Option(help="Factor of the pixels.", rich_help_panel=_IMAGES, metavar="X", show_default="1/255"),
+]
+Mean = Annotated[
+    str | None,
+    typer.Option(help="Subtracted after scaling.", rich_help_panel=_IMAGES, metavar="X[,X,X]", show_default="0"),
+]
+Std = Annotated[
+    str | None,
+    typer.Option(help="Divided by after that.", rich_help_panel=_IMAGES, metavar="X[,X,X]", show_default="1"),
+]
+LayoutName = Annotated[
+    Layout | None, typer.Option("--layout", help="Order of dimensions.", rich_help_panel=_IMAGES, show_default="NCHW")
+]
+ColorName = Annotated[
+    Color | None, typer.Option("--color", help="Order of channels.", rich_help_panel=_IMAGES, show_default="RGB")
+]
+
+
+@dataclass(frozen=True)
+class ImageOptions:
+    """What the command line says about images; None where it says nothing."""
+
+    image_size: str | None = None
+    resize_short_side: int | None = None
+    crop: str | None = None
+    scale: str | None = None
+    mean: str | None = None
+    std: str | None = None
+    layout: Layout | None = None
+    color: Color | None = None
+
+    def over(self, base: ImagePreprocess | None) -> ImagePreprocess | None:
+        """The recipe's preprocessing with these options laid over it.
+
+        Raises:
+            RecipeError: If the result is not valid.
+        """
+        if self == ImageOptions():
+            return base
+        from onnxq.recipe import ImagePreprocess
+
+        changes: dict[str, Any] = {
+            "size": _pixels("--image-size", self.image_size),
+            "resize_short_side": self.resize_short_side,
+            "crop": _pixels("--crop", self.crop),
+            "scale": None if self.scale is None else _number("--scale", self.scale),
+            "mean": _numbers("--mean", self.mean),
+            "std": _numbers("--std", self.std),
+            "layout": self.layout and self.layout.value,
+            "color": self.color and self.color.value,
+        }
+        given = {key: value for key, value in changes.items() if value is not None}
+        for key, other in (("size", "resize_short_side"), ("resize_short_side", "size")):
+            if key in given and other not in given:
+                given[other] = None
+        return (base or ImagePreprocess()).replace(**given)
+
+
+@dataclass(frozen=True)
+class RecipeOptions:
+    """What the command line says that a recipe could say too; None where it says nothing."""
+
+    config: Path | None = None
+    target: Target | None = None
+    method: Method | None = None
+    batch_size: int | None = None
+    samples: int | None = None
+    skip: tuple[str, ...] = ()
+    seed: int | None = None
+    random: int | None = None
+    has_data: bool = False
+    images: ImageOptions = ImageOptions()
+
+    def recipe(self) -> Recipe:
+        """The recipe file, or the default recipe, with these options laid over it.
+
+        Raises:
+            RecipeError: If the file or the result is not valid.
+            DataError: If data and random data are both asked for.
+        """
+        from onnxq.recipe import Recipe
+
+        if self.has_data and self.random is not None:
+            raise DataError("--data and --random exclude each other; leave one out")
+        base = Recipe() if self.config is None else Recipe.from_file(self.config)
+        changes: dict[str, Any] = {"calibration": self._calibration(base)}
+        if self.target is not None:
+            changes["target"] = self.target.value
+        if self.method is not None:
+            named = base.activations.method
+            if named is None or named.name != self.method.value:
+                changes["activations"] = base.activations.replace(method=self.method.value)
+        if self.skip:
+            changes["skip"] = base.skip + self.skip
+        return base.replace(**changes)
+
+    def _calibration(self, base: Recipe) -> Any:  # noqa: ANN401 - a CalibrationConfig, which is imported late
+        wanted: dict[str, Any] = {
+            "batch_size": self.batch_size,
+            "samples": self.samples,
+            "seed": self.seed,
+            "random_samples": self.random,
+            "random": True if self.random is not None else False if self.has_data else None,
+            "preprocess": self.images.over(base.calibration.preprocess),
+        }
+        return base.calibration.replace(**{key: value for key, value in wanted.items() if value is not None})
+
+
+def _number(option: str, text: str) -> float:
+    """A number, or two with a slash between them."""
+    above, slash, below = text.partition("/")
+    try:
+        return float(above) / float(below) if slash else float(text)
+    except (ValueError, ZeroDivisionError):
+        raise RecipeError(f"{option}: {text!r} is not a number") from None
+
+
+def _numbers(option: str, text: str | None) -> tuple[float, ...] | None:
+    if text is None:
+        return None
+    return tuple(_number(option, part.strip()) for part in text.strip("[]() ").split(","))
+
+
+def _pixels(option: str, text: str | None) -> tuple[int, int] | None:
+    if text is None:
+        return None
+    parts = text.lower().replace(",", "x").split("x")
+    if len(parts) not in (1, 2) or not all(part.strip().isdecimal() and int(part) > 0 for part in parts):
+        raise RecipeError(f"{option}: found {text!r}; give a number of pixels, or HEIGHTxWIDTH such as 224x224")
+    height, width = int(parts[0]), int(parts[-1])
+    return height, width

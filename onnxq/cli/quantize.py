@@ -1,0 +1,120 @@
+"""``onnxq quantize``: a float model in, a quantized model out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from onnxq.cli.options import (
+    ColorName,
+    Config,
+    Crop,
+    ImageOptions,
+    ImageSize,
+    Json,
+    LayoutName,
+    Mean,
+    Method,
+    ModelPath,
+    RecipeOptions,
+    ResizeShortSide,
+    Samples,
+    Scale,
+    Skip,
+    Std,
+    TargetName,
+    Threads,
+    Verbose,
+)
+from onnxq.cli.paths import check_outputs
+from onnxq.cli.terminal import Terminal
+
+
+def quantize(
+    model: ModelPath,
+    output: Annotated[
+        Path, typer.Option("--output", "-o", help="The quantized model.", metavar="OUT", show_default=False)
+    ],
+    data: Annotated[
+        Path | None,
+        typer.Option(
+            help="Calibration data: an .npz file, or a folder of .npz, .npy, .bin or image files.",
+            metavar="PATH",
+            show_default=False,
+        ),
+    ] = None,
+    samples: Samples = None,
+    batch_size: Annotated[
+        int | None,
+        typer.Option(min=1, help="Samples at a time; the result is the same.", metavar="N", show_default="automatic"),
+    ] = None,
+    random: Annotated[
+        int | None,
+        typer.Option(
+            min=1, help="Calibrate with N random samples, only to try things out.", metavar="N", show_default=False
+        ),
+    ] = None,
+    config: Config = None,
+    target: TargetName = None,
+    method: Annotated[
+        Method | None,
+        typer.Option(
+            help="How ranges of activations are chosen.", rich_help_panel="Recipe", show_default="the best known"
+        ),
+    ] = None,
+    skip: Skip = None,
+    seed: Annotated[
+        int | None,
+        typer.Option(min=0, help="Seed of everything random.", rich_help_panel="Recipe", metavar="N", show_default="0"),
+    ] = None,
+    image_size: ImageSize = None,
+    resize_short_side: ResizeShortSide = None,
+    crop: Crop = None,
+    scale: Scale = None,
+    mean: Mean = None,
+    std: Std = None,
+    layout: LayoutName = None,
+    color: ColorName = None,
+    report: Annotated[
+        Path | None, typer.Option(help="Also write an HTML report.", metavar="FILE", show_default=False)
+    ] = None,
+    external_data: Annotated[
+        bool | None,
+        typer.Option(help="Weights in a file of their own, OUT.data.", show_default="as the model has them"),
+    ] = None,
+    threads: Threads = 0,
+    as_json: Json = False,
+    verbose: Verbose = False,
+) -> int:
+    """Quantize a model.
+
+    For example: onnxq quantize model.onnx -o model.int8.onnx --data calibration.npz
+    """
+    from onnxq.cli import tables
+    from onnxq.report.job import Job, run_job
+
+    terminal = Terminal(as_json=as_json, verbose=verbose)
+    check_outputs({"-o": output, "--report": report}, {"MODEL": model, "--data": data, "--config": config})
+    images = ImageOptions(image_size, resize_short_side, crop, scale, mean, std, layout, color)
+    recipe = RecipeOptions(
+        config=config,
+        target=target,
+        method=method,
+        batch_size=batch_size,
+        samples=samples,
+        skip=tuple(skip or ()),
+        seed=seed,
+        random=random,
+        has_data=data is not None,
+        images=images,
+    ).recipe()
+    job = Job(model, output, data, recipe, report, external_data, threads)
+    with terminal.messages(), terminal.progress() as progress:
+        done = run_job(job, progress=progress)
+    for note in done.notes:
+        terminal.warn(note)
+    terminal.show(*tables.job(done, verbose=verbose))
+    terminal.document(done.to_dict())
+    return 0

@@ -1,0 +1,234 @@
+"""What people read: the tables of the commands."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from rich.box import SIMPLE_HEAD
+from rich.console import RenderableType
+from rich.markup import escape
+from rich.table import Table
+from rich.text import Text
+
+if TYPE_CHECKING:
+    from onnxq.plan import Decision
+    from onnxq.report.compare import Comparison
+    from onnxq.report.demo import DemoRow
+    from onnxq.report.facts import ModelFacts, ValueFacts
+    from onnxq.report.layers import LayerError
+    from onnxq.report.metrics import Accuracy
+    from onnxq.report.reasons import ReasonGroup
+
+MOST_REASONS = 12
+_ROLES = {
+    "quantized": "compute with integer codes",
+    "shared": "pass codes on with the scale of their input",
+    "absorbed": "done by the saturation of a quantized output",
+    "float": "stay as they are",
+}
+
+
+def size(count: int) -> str:
+    """Bytes for people: ``3.4 MB``."""
+    value, unit = float(count), "B"
+    for larger in ("kB", "MB", "GB"):
+        if value < 1000:
+            break
+        value, unit = value / 1000, larger
+    return f"{count} B" if unit == "B" else f"{value:.3g} {unit}" if value < 100 else f"{value:.0f} {unit}"
+
+
+def decibels(value: float) -> str:
+    """A signal to noise ratio for people; ``equal`` where there is no noise."""
+    if math.isinf(value):
+        return "equal" if value > 0 else "-inf dB"
+    return f"{value:.1f} dB"
+
+
+def percent(value: float | None) -> str:
+    """A share for people."""
+    return "-" if value is None else f"{100 * value:.2f} %"
+
+
+def _table(*columns: str, right: Iterable[str] = (), title: str | None = None) -> Table:
+    table = Table(box=SIMPLE_HEAD, title=title, title_justify="left", title_style="bold", pad_edge=False)
+    numbers = set(right)
+    for name in columns:
+        # Numbers are never cut; names are broken where they must be, so that they can be copied.
+        table.add_column(name, justify="right" if name in numbers else "left", no_wrap=name in numbers, overflow="fold")
+    return table
+
+
+def _grid(rows: Iterable[tuple[str, str]]) -> Table:
+    grid = Table.grid(padding=(0, 2))
+    grid.add_column(no_wrap=True, style="bold")
+    grid.add_column(overflow="fold")
+    for name, value in rows:
+        grid.add_row(name, escape(value))
+    return grid
+
+
+# ---- what is quantized -------------------------------------------------------------------------
+
+
+def roles(counts: Mapping[str, int]) -> Table:
+    """How many nodes have each role."""
+    table = _table("nodes", "count", "", right=["count"])
+    for role, meaning in _ROLES.items():
+        table.add_row(role, str(counts[role]), Text(meaning, style="dim"))
+    return table
+
+
+def reasons(groups: Sequence[ReasonGroup], *, verbose: bool = False) -> list[RenderableType]:
+    """What stays float and why, one line per reason; with `verbose` one per node."""
+    if not groups:
+        return []
+    if verbose:
+        return [nodes([node for group in groups for node in group.nodes], title="Left float")]
+    table = _table("left float", "operators", "because", right=["left float"])
+    for group in groups[:MOST_REASONS]:
+        table.add_row(str(len(group.nodes)), escape(group.op_types), escape(group.reason))
+    if len(groups) <= MOST_REASONS:
+        return [table]
+    rest = sum(len(group.nodes) for group in groups[MOST_REASONS:])
+    return [table, f"… and {rest} more for {len(groups) - MOST_REASONS} other reasons; --verbose shows all"]
+
+
+def nodes(decisions: Sequence[Decision], *, title: str | None = None) -> Table:
+    """What becomes of each node."""
+    table = _table("node", "operator", "role", "because", title=title)
+    for decision in decisions:
+        style = "yellow" if decision.role == "float" else ""
+        table.add_row(
+            escape(decision.node), escape(decision.op_type), Text(decision.role, style=style), escape(decision.reason)
+        )
+    return table
+
+
+def outcome(rows: Iterable[tuple[str, str]]) -> Table:
+    """Names and values."""
+    return _grid(rows)
+
+
+# ---- inspect -----------------------------------------------------------------------------------
+
+
+def facts(found: ModelFacts) -> list[RenderableType]:
+    """What a model file holds."""
+    versions = [f"opset {found.opset}", *(f"{name} {version}" for name, version in found.domains.items())]
+    external = ", weights in files of their own" if found.external_data else ""
+    rows = [
+        ("file", str(found.path)),
+        ("size", f"{size(found.file_bytes)}{external}"),
+        ("operators", ", ".join(versions)),
+        ("IR version", str(found.ir_version)),
+        ("producer", found.producer or "not stated"),
+        ("parameters", f"{found.parameters:,} in {size(found.weight_bytes)}"),
+        *_values("input", found.inputs),
+        *_values("output", found.outputs),
+    ]
+    counts = ", ".join(f"{name} x{count}" for name, count in found.op_types.items())
+    rows.append((f"{sum(found.op_types.values())} nodes", counts or "none"))
+    return [_grid(rows)]
+
+
+def _values(kind: str, values: Sequence[ValueFacts]) -> list[tuple[str, str]]:
+    return [(kind if index == 0 else "", f"{value.name}: {value}") for index, value in enumerate(values)]
+
+
+# ---- compare -----------------------------------------------------------------------------------
+
+
+def comparison(found: Comparison, *, layers: int | None) -> list[RenderableType]:
+    """The differences of two models.
+
+    Args:
+        found: What was found.
+        layers: Show this many of the worst layers; None for all layers in the order of the graph.
+    """
+    parts: list[RenderableType] = [
+        f"{found.samples} samples of {escape(found.data)}" if "samples" not in found.data else escape(found.data),
+        _outputs(found),
+    ]
+    if found.accuracy is not None:
+        parts.append(_accuracy(found.accuracy))
+    if found.layers:
+        parts += _layers(found.layers, layers)
+    parts.append(_costs(found))
+    return parts
+
+
+def _outputs(found: Comparison) -> Table:
+    right = ["SQNR", "cosine", "max error", "mean error", "largest value"]
+    table = _table("output", *right, right=right)
+    for output in found.outputs:
+        m = output.metrics
+        numbers = (f"{m.max_abs:.4g}", f"{m.mean_abs:.4g}", f"{m.peak:.4g}")
+        table.add_row(escape(output.name), decibels(m.sqnr_db), f"{m.cosine:.6f}", *numbers)
+    return table
+
+
+def _accuracy(found: Accuracy) -> Table:
+    table = _table("classes", "float", "quantized", "difference", right=["float", "quantized", "difference"])
+    if found.reference is not None and found.quantized is not None:
+        rows = [("top-1", found.reference, found.quantized), ("top-5", found.reference_top5, found.quantized_top5)]
+        for name, a, b in rows:
+            if a is not None and b is not None:
+                table.add_row(name, percent(a), percent(b), f"{100 * (b - a):+.2f}")
+    table.add_row("same first class", "", percent(found.agreement), "")
+    return table
+
+
+def _layers(layers: Sequence[LayerError], most: int | None) -> list[RenderableType]:
+    ranked = sorted(layers, key=lambda layer: layer.metrics.sqnr_db)
+    worst = {id(layer) for layer in ranked[:3]}
+    shown = layers if most is None else [layer for layer in layers if layer in ranked[:most]]
+    table = _table("layer", "operator", "SQNR", "cosine", "max error", right=["SQNR", "cosine", "max error"])
+    for layer in shown:
+        m = layer.metrics
+        numbers = (decibels(m.sqnr_db), f"{m.cosine:.6f}", f"{m.max_abs:.4g}")
+        style = "bold red" if id(layer) in worst else ""
+        mark = "> " if id(layer) in worst else ""
+        table.add_row(f"{mark}{escape(layer.pair.node)}", layer.pair.op_type, *numbers, style=style)
+    parts: list[RenderableType] = [table, "> the three worst layers"]
+    if len(shown) < len(layers):
+        parts.append(f"the worst {len(shown)} of {len(layers)} layers; --verbose shows all")
+    return parts
+
+
+def _costs(found: Comparison) -> Table:
+    table = _table("cost", "float", "quantized", "ratio", right=["float", "quantized", "ratio"])
+    before, after = found.bytes_reference, found.bytes_quantized
+    table.add_row("size", size(before), size(after), f"{after / max(1, before):.2f}")
+    if found.latency is not None:
+        fast = found.latency
+        table.add_row("latency", f"{fast.reference_ms:.3g} ms", f"{fast.quantized_ms:.3g} ms", f"{fast.ratio:.2f}")
+    return table
+
+
+# ---- demo --------------------------------------------------------------------------------------
+
+
+def demo(rows: Sequence[DemoRow]) -> list[RenderableType]:
+    """One line per model, and what stayed float."""
+    right = ["float", "int8", "agree", "SQNR", "size", "latency", "seconds"]
+    table = _table("model", *right, right=right)
+    for row in rows:
+        found, classes = row.comparison, row.comparison.accuracy
+        table.add_row(
+            escape(row.name),
+            percent(classes.reference if classes else None),
+            percent(classes.quantized if classes else None),
+            percent(classes.agreement if classes else None),
+            decibels(found.worst.metrics.sqnr_db),
+            f"x{found.bytes_quantized / found.bytes_reference:.2f}",
+            "-" if found.latency is None else f"x{found.latency.ratio:.2f}",
+            f"{row.seconds:.1f}",
+        )
+    left = _table("model", "left float", "operators", "because", right=["left float"])
+    for row in rows:
+        for group in row.groups:
+            left.add_row(escape(row.name), str(len(group.nodes)), escape(group.op_types), escape(group.reason))
+    return [table, left] if left.row_count else [table, "No node was left float."]

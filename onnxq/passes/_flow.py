@@ -1,0 +1,152 @@
+"""Where codes flow: which candidates get codes, keep codes and give codes, given their neighbours."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+
+from onnxq.graph import GraphModel, Node, Tensor
+from onnxq.passes._candidates import Candidate, why_no_codes
+from onnxq.passes._linear import label
+from onnxq.passes._specs import activation_spec
+from onnxq.plan import Role
+from onnxq.targets import Target
+
+USELESS = "nothing after it computes with codes: {} in float is as fast and more accurate"
+
+
+@dataclass
+class Flow:
+    """What was settled.
+
+    Attributes:
+        quantized: Candidates by node name that compute with codes or pass them on.
+        roles: Role of every node by name.
+        reasons: Why a node stays float, by name.
+        coded: Tensors that are given as codes to all their readers, by name, with the node that gives them.
+        clamps: Absorbed Relus and Clips by the name of their output: the node and its bounds.
+    """
+
+    quantized: dict[str, Candidate] = field(default_factory=dict)
+    roles: dict[str, Role] = field(default_factory=dict)
+    reasons: dict[str, str] = field(default_factory=dict)
+    coded: dict[str, Node] = field(default_factory=dict)
+    clamps: dict[str, tuple[Node, tuple[float, float]]] = field(default_factory=dict)
+
+
+def settle(graph: GraphModel, verdicts: dict[str, Candidate | str], target: Target) -> Flow:
+    """Decide for all nodes.
+
+    Args:
+        graph: The graph.
+        verdicts: By node name: a candidate, or why the node stays float.
+        target: The backend.
+    """
+    useful = _useful(graph, verdicts)
+    flow = Flow()
+    for node in graph.nodes():
+        name = label(node)
+        verdict = verdicts[name]
+        reason = verdict if isinstance(verdict, str) else _admit(graph, verdict, useful, flow, target)
+        if reason:
+            flow.roles[name] = "float"
+            flow.reasons[name] = reason
+    return flow
+
+
+def _useful(graph: GraphModel, verdicts: dict[str, Candidate | str]) -> frozenset[str]:
+    """Names of candidates from which codes can flow to a linear operator."""
+    found: set[str] = set()
+    for node in reversed(graph.nodes()):
+        verdict = verdicts[label(node)]
+        if isinstance(verdict, str):
+            continue
+        forced = verdict.settings.force and verdict.kind != "clamp"
+        if verdict.kind == "linear" or forced or any(_wanted(graph, t, found) for t in verdict.results):
+            found.add(label(node))
+    return frozenset(found)
+
+
+def _wanted(graph: GraphModel, tensor: Tensor, useful: set[str] | frozenset[str]) -> bool:
+    return any(label(use.node) in useful for use in graph.consumers(tensor))
+
+
+def _admit(graph: GraphModel, c: Candidate, useful: frozenset[str], flow: Flow, target: Target) -> str:
+    """Write a candidate into `flow`; returns why it stays float, or an empty string."""
+    name = label(c.node)
+    if c.kind == "clamp":
+        return _clamp(graph, c, useful, flow, target)
+    if c.kind == "lookup":
+        _note(flow, c, "quantized")
+        return ""
+    if name not in useful:
+        return USELESS.format(c.node.op)
+    if c.kind != "linear" and not c.settings.force:
+        floats = [c.node.inputs[i] for i in c.data if c.node.inputs[i].name not in flow.coded]
+        skip_branch = c.kind == "arithmetic" and not target.both_addends and _fits_residual(graph, c)
+        if floats and not skip_branch:
+            return why_no_codes(graph, c, floats)
+    _note(flow, c, "shared" if c.kind == "passive" else "quantized")
+    if _gives_codes(graph, c, useful, target):
+        for tensor in c.results:
+            flow.coded[tensor.name] = c.node
+    return ""
+
+
+def _note(flow: Flow, c: Candidate, role: Role) -> None:
+    flow.quantized[label(c.node)] = c
+    flow.roles[label(c.node)] = role
+
+
+def _fits_residual(graph: GraphModel, c: Candidate) -> bool:
+    """Whether an Add has one input from a linear operator, into which the backend fuses it, and one other."""
+    makers = [graph.producer(c.node.inputs[i]) for i in c.data]
+    linear = [m for m in makers if m is not None and m.op in ("Conv", "Gemm", "MatMul", "ConvTranspose")]
+    return c.node.op == "Add" and len(makers) == 2 and len(linear) >= 1
+
+
+def _gives_codes(graph: GraphModel, c: Candidate, useful: frozenset[str], target: Target) -> bool:
+    if c.node.op not in target.float_result:
+        return True
+    if target.float_result >= {"Conv"}:
+        return False  # nothing needs codes behind it; readers that want codes ask for them
+    return all(_only_codes(graph, t, useful) for t in c.results)
+
+
+def _only_codes(graph: GraphModel, tensor: Tensor, useful: frozenset[str]) -> bool:
+    """Whether every reader of `tensor` takes codes at no loss: a bias Add behind a MatMul would round twice."""
+    if graph.is_output(tensor) or graph.read_by_subgraph(tensor):
+        return False
+    readers = [use.node for use in graph.consumers(tensor)]
+    return bool(readers) and all(
+        label(n) in useful
+        and n.op not in ("Add", "Mul", "Sub", "Div")
+        and (n.op not in ("Relu", "Clip") or all(_only_codes(graph, t, useful) for t in n.outputs[:1]))
+        for n in readers
+    )
+
+
+def _clamp(graph: GraphModel, c: Candidate, useful: frozenset[str], flow: Flow, target: Target) -> str:
+    """A Relu or Clip disappears where its input is codes nobody else reads."""
+    source, result = c.node.inputs[0], c.results[0]
+    maker = flow.coded.get(source.name)
+    if maker is None:
+        origin = graph.producer(source)
+        if origin is not None and label(origin) in flow.quantized:
+            return f"{origin.op} {label(origin)!r} in front of it gives floats"
+        return "what it reads are floats"
+    role = flow.roles[label(maker)]
+    if role == "shared":
+        return "its input shares its scale with other tensors, so saturation cannot replace it"
+    if not graph.is_private(source):
+        return f"its input {source.name!r} is read elsewhere too, so saturation cannot replace it"
+    if activation_spec(flow.quantized[label(maker)].settings.activations, target).symmetric:
+        return "symmetric activations have codes below zero, so saturation cannot replace it"
+    del flow.coded[source.name]
+    inner = flow.clamps.pop(source.name, None)
+    low, high = inner[1] if inner else (-math.inf, math.inf)
+    bounds = (max(low, c.bounds[0]), min(high, c.bounds[1]))
+    flow.coded[result.name] = maker
+    flow.clamps[result.name] = (c.node, bounds)
+    flow.roles[label(c.node)] = "absorbed"
+    return ""

@@ -1,0 +1,180 @@
+"""From settled nodes to a plan: which tensors get codes, with which specification, sharing what."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from onnxq.graph import GraphModel, Node, Tensor
+from onnxq.passes._candidates import Candidate
+from onnxq.passes._flow import Flow
+from onnxq.passes._linear import label, optional_input
+from onnxq.passes._specs import activation_method, activation_spec, weight_method, weight_spec
+from onnxq.plan import ActivationPlan, Decision, Plan, WeightPlan
+from onnxq.recipe import AbsMax, ActivationConfig, Recipe
+from onnxq.spec import PerBlock, PerTensor, QuantSpec
+from onnxq.targets import Target
+
+
+class Groups:
+    """Tensors that share a scale: union-find; a group is called after its first tensor."""
+
+    def __init__(self) -> None:
+        self._parent: dict[str, str] = {}
+        self._rank: dict[str, int] = {}
+
+    def find(self, name: str) -> str:
+        """The group of a tensor."""
+        self._rank.setdefault(name, len(self._rank))
+        root = name
+        while self._parent.get(root, root) != root:
+            root = self._parent[root]
+        while self._parent.get(name, name) != root:
+            self._parent[name], name = root, self._parent[name]
+        return root
+
+    def join(self, a: str, b: str) -> None:
+        """Let two tensors share a scale."""
+        first, second = sorted((self.find(a), self.find(b)), key=lambda n: self._rank[n])
+        self._parent[second] = first
+
+
+@dataclass
+class _Placer:
+    graph: GraphModel
+    flow: Flow
+    target: Target
+    recipe: Recipe
+
+    def run(self) -> Plan:
+        activations = self._activations()
+        weights = tuple(self._unique(self._weights(activations)))
+        decisions = tuple(
+            Decision(label(n), str(n.op), self.flow.roles[label(n)], self.flow.reasons.get(label(n), ""))
+            for n in self.graph.nodes()
+        )
+        return Plan(decisions, activations, weights, tuple(label(n) for n in self._removed(activations)))
+
+    # ---- activations
+
+    def _readers(self) -> dict[str, list[tuple[str, int]]]:
+        found: dict[str, list[tuple[str, int]]] = {}
+        for name, c in self.flow.quantized.items():
+            for index in c.data:
+                tensor = c.node.inputs[index]
+                if self._wants_codes(c, tensor):
+                    found.setdefault(tensor.name, []).append((name, index))
+        return found
+
+    def _wants_codes(self, c: Candidate, tensor: Tensor) -> bool:
+        """Where a backend fuses an Add into the layer before it, that layer's result stays float."""
+        if self.target.both_addends or c.kind != "arithmetic":
+            return True
+        fused = [t for i in c.data if (t := c.node.inputs[i]).name not in self.flow.coded and self._from_linear(t)]
+        return not any(t is tensor for t in fused[:1])
+
+    def _from_linear(self, tensor: Tensor) -> bool:
+        maker = self.graph.producer(tensor)
+        return maker is not None and label(maker) in self.flow.quantized and maker.op != "Add"
+
+    def _activations(self) -> dict[str, ActivationPlan]:
+        readers = self._readers()
+        order = [t.name for t in self.graph.inputs] + [t.name for n in self.graph.nodes() for t in n.outputs]
+        named = [n for n in dict.fromkeys(order) if n in readers or n in self.flow.coded]
+        groups = self._groups(named)
+        leaders: dict[str, tuple[QuantSpec, ActivationConfig]] = {}
+        plans: dict[str, ActivationPlan] = {}
+        for name in named:
+            group = groups.find(name)
+            if group not in leaders:
+                config = self._config(name, readers.get(name, []))
+                leaders[group] = (activation_spec(config, self.target), config)
+            spec, config = leaders[group]
+            bounds = self.flow.clamps[name][1] if name in self.flow.clamps else (-math.inf, math.inf)
+            plans[name] = ActivationPlan(
+                name, spec, activation_method(config), group, name in self.flow.coded,
+                tuple(readers.get(name, ())), bounds,
+            )  # fmt: skip
+        return plans
+
+    def _config(self, name: str, readers: list[tuple[str, int]]) -> ActivationConfig:
+        """What the recipe says of a tensor: what makes it is asked first, but an exception beats the default."""
+        maker = self.flow.coded.get(name)
+        around = [] if maker is None else [self.flow.quantized[label(maker)]]
+        around += [self.flow.quantized[reader] for reader, _ in readers]
+        special = [c for c in around if c.settings.activations != self.recipe.activations]
+        return (special or around)[0].settings.activations
+
+    def _groups(self, named: list[str]) -> Groups:
+        groups = Groups()
+        known = set(named)
+        for name in named:
+            groups.find(name)
+        for c in self.flow.quantized.values():
+            if c.kind not in ("passive", "join"):
+                continue
+            inputs = [c.node.inputs[i] for i in c.data]
+            if c.kind == "join":  # a tensor that others read keeps its own, finer scale
+                inputs = [t for t in inputs if self.graph.is_private(t)]
+            for result in c.results:
+                for tensor in inputs:
+                    if tensor.name in known and result.name in known:
+                        groups.join(tensor.name, result.name)
+        return groups
+
+    def _removed(self, activations: dict[str, ActivationPlan]) -> Iterator[Node]:
+        """Absorbed nodes whose work saturation does; with codes below zero they must stay."""
+        for name, (node, _) in self.flow.clamps.items():
+            if not activations[name].spec.symmetric:
+                yield node
+
+    # ---- weights
+
+    def _weights(self, activations: dict[str, ActivationPlan]) -> Iterator[WeightPlan]:
+        for name, c in self.flow.quantized.items():
+            for index in c.constants if c.kind != "linear" else ():
+                yield self._constant(name, c, index)
+            if c.weight >= 0:
+                yield self._weight(name, c, activations)
+
+    def _constant(self, name: str, c: Candidate, index: int) -> WeightPlan:
+        """A constant addend or factor: of the activations' type, as the kernels want it."""
+        spec = activation_spec(c.settings.activations, self.target)
+        tensor = c.node.inputs[index].name
+        return WeightPlan(name, index, tensor, tensor, spec, AbsMax())
+
+    def _weight(self, name: str, c: Candidate, activations: dict[str, ActivationPlan]) -> WeightPlan:
+        config = c.settings.weights
+        spec = weight_spec(self.graph, c.node, c.weight, config, self.target)
+        if c.kind == "lookup" and config.granularity is None:
+            spec = QuantSpec(spec.qtype, PerTensor(), spec.symmetric, spec.bits, spec.narrow)
+        tensor = c.node.inputs[c.weight].name
+        source = next((c.node.inputs[i].name for i in c.data), "")
+        bias = optional_input(c.node, c.info.bias) if c.info.bias is not None else None
+        coded_bias = self.target.bias_codes and source in activations and not isinstance(spec.granularity, PerBlock)
+        return WeightPlan(
+            name, c.weight, tensor, tensor, spec, weight_method(config),
+            bias=bias.name if bias is not None and coded_bias else "", input=source,
+        )  # fmt: skip
+
+    def _unique(self, plans: Iterator[WeightPlan]) -> Iterator[WeightPlan]:
+        """Give a weight that its readers want differently a key for each way."""
+        ways: dict[str, list[object]] = {}
+        for plan in plans:
+            known = ways.setdefault(plan.tensor, [])
+            way = (plan.spec, plan.method)
+            if way not in known:
+                known.append(way)
+            number = known.index(way)
+            key = plan.tensor if number == 0 else f"{plan.tensor}#{number + 1}"
+            yield WeightPlan(plan.node, plan.index, plan.tensor, key, plan.spec, plan.method, plan.bias, plan.input)
+
+
+def place(graph: GraphModel, flow: Flow, target: Target, recipe: Recipe) -> Plan:
+    """Make the plan of what was settled.
+
+    Raises:
+        RecipeError: If the target does not execute a type the recipe asks for.
+    """
+    return _Placer(graph, flow, target, recipe).run()

@@ -1,0 +1,122 @@
+"""From what the recipe leaves open and what a target prefers to complete specifications."""
+
+from __future__ import annotations
+
+from typing import TypeVar
+
+from onnxq.errors import RecipeError
+from onnxq.graph import GraphModel, Node
+from onnxq.opinfo import weight_axis
+from onnxq.recipe import (
+    AbsMax,
+    ActivationConfig,
+    ActivationMethod,
+    Blockwise,
+    Percentile,
+    TensorConfig,
+    WeightConfig,
+    WeightMethod,
+)
+from onnxq.spec import Granularity, PerAxis, PerBlock, PerTensor, QType, QuantSpec
+from onnxq.targets import Target
+
+DEFAULT_METHOD = Percentile()
+"""How ranges of activations are chosen where nobody says."""
+FIRST_PER_AXIS = 13
+"""The first operator set whose DequantizeLinear takes one scale per channel."""
+
+V = TypeVar("V")
+
+
+def activation_spec(config: ActivationConfig, target: Target) -> QuantSpec:
+    """How an activation is quantized.
+
+    Raises:
+        RecipeError: If the target does not execute the type, or the granularity is not per_tensor.
+    """
+    if config.granularity not in (None, "per_tensor"):
+        raise RecipeError("activations.granularity: an activation has one scale; use per_tensor")
+    qtype = _qtype(config, target.activation)
+    if qtype not in target.activation_types:
+        known = ", ".join(sorted(t.label for t in target.activation_types))
+        raise RecipeError(f"activations.type: {target.title} does not execute {qtype.label} activations; use {known}")
+    symmetric = _or(config.symmetric, target.activation_symmetric)
+    return QuantSpec(qtype, PerTensor(), symmetric, config.bits or 0, _or(config.narrow, symmetric and qtype.signed))
+
+
+def activation_method(config: ActivationConfig) -> ActivationMethod:
+    """How the range of an activation is chosen."""
+    return config.method or DEFAULT_METHOD
+
+
+def weight_method(config: WeightConfig) -> WeightMethod:
+    """How the scale of a weight is chosen."""
+    return config.method or AbsMax()
+
+
+def weight_spec(graph: GraphModel, node: Node, index: int, config: WeightConfig, target: Target) -> QuantSpec:
+    """How the weight at input `index` of `node` is quantized.
+
+    Raises:
+        RecipeError: If the target does not execute the type, or the granularity does not fit.
+    """
+    qtype = _qtype(config, target.weight)
+    if qtype not in target.weight_types:
+        known = ", ".join(sorted(t.label for t in target.weight_types))
+        raise RecipeError(f"weights.type: {target.title} does not execute {qtype.label} weights; use {known}")
+    symmetric = _or(config.symmetric, qtype.signed)
+    narrow = _or(config.narrow, target.weight_narrow and symmetric and qtype.signed)
+    granularity = _granularity(graph, node, index, config, target)
+    return QuantSpec(qtype, granularity, symmetric, config.bits or 0, narrow)
+
+
+def _granularity(graph: GraphModel, node: Node, index: int, config: WeightConfig, target: Target) -> Granularity:
+    rank = graph.rank(node.inputs[index]) or 0
+    axis = _channel_axis(node, index, rank)
+    wanted = config.granularity
+    if isinstance(wanted, Blockwise):
+        default = _sum_axis(node, axis)
+        block_axis = default if wanted.per_block.axis is None else wanted.per_block.axis
+        if not -rank <= block_axis < rank:
+            raise RecipeError(f"weights.granularity: node {node.name!r} has a weight of rank {rank}, no axis {block_axis}")
+        return PerBlock(block_axis % rank, wanted.per_block.size)
+    if axis is None or graph.opset < FIRST_PER_AXIS or wanted == "per_tensor":
+        return PerTensor()
+    return PerAxis(axis) if wanted == "per_axis" or node.op in target.per_axis else PerTensor()
+
+
+def _channel_axis(node: Node, index: int, rank: int) -> int | None:
+    if node.op == "MatMul" and index == 0:
+        return None
+    return weight_axis(
+        str(node.op), rank, transposed=bool(node.attrs.get("transB", 0)), groups=int(node.attrs.get("group", 1))
+    )
+
+
+def _sum_axis(node: Node, channel_axis: int | None) -> int:
+    """The axis a linear operator sums over; the rows of an embedding are cut along their length."""
+    if node.op == "Conv" or channel_axis == 0:
+        return 1
+    return 1 if node.op == "Gather" else 0
+
+
+def _qtype(config: TensorConfig, default: QType) -> QType:
+    if config.type is not None:
+        return QType.parse(config.type)
+    if config.bits is not None and config.bits > default.bits:
+        return QType.container(config.bits, signed=default.signed)
+    return default
+
+
+def _or(value: V | None, default: V) -> V:
+    return default if value is None else value
+
+
+def needed_opset(configs: list[TensorConfig], target: Target) -> int:
+    """The oldest operator set that can express what these configurations ask for."""
+    needed = target.opset
+    for config in configs:
+        needed = max(needed, _qtype(config, target.weight).min_opset)
+        if isinstance(config.granularity, Blockwise):
+            needed = max(needed, 21)
+    return needed

@@ -1,0 +1,115 @@
+"""Turns statistics and weights into scales and zero points."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+import numpy as np
+
+from onnxq.algos import activation as activation_methods
+from onnxq.algos import weight as weight_methods
+from onnxq.algos.affine import params_from_range
+from onnxq.algos.bias_correct import quantize_bias
+from onnxq.errors import CalibrationError, GraphError
+from onnxq.graph import GraphModel
+from onnxq.passes._base import Fact, Pass, PassReport
+from onnxq.passes._weights import weight_value
+from onnxq.plan import ActivationPlan, Plan, WeightPlan
+from onnxq.spec import QuantParams
+from onnxq.stats import TensorStats
+
+if TYPE_CHECKING:
+    from onnxq.context import QuantContext
+
+
+@dataclass(frozen=True)
+class ChooseParams(Pass):
+    """Writes ``ctx.params``: the scale and zero point of every activation and weight of the plan.
+
+    Tensors of one group share the numbers that their merged statistics give; the limits of an
+    absorbed Relu or Clip cut the range. Where an int32 bias would overflow, the scale of its weight
+    grows until the bias fits.
+
+    Given:
+        a plan and the statistics of its activations.
+    Result:
+        the graph unchanged; `ctx.params` by tensor name, weights by their key in the plan.
+    """
+
+    requires: ClassVar[frozenset[Fact]] = frozenset({Fact.PLAN, Fact.STATS})
+    provides: ClassVar[frozenset[Fact]] = frozenset({Fact.PARAMS})
+    preserves_function: ClassVar[bool] = True
+
+    def run(self, graph: GraphModel, ctx: QuantContext) -> PassReport:
+        """Choose.
+
+        Raises:
+            CalibrationError: If a tensor was not measured, or its numbers cannot be used.
+            GraphError: If a weight holds NaN or infinity.
+        """
+        plan = ctx.plan or Plan()
+        params = _activations(plan, ctx.stats)
+        notes: list[str] = []
+        for weight in plan.weights:
+            if weight.key not in params:
+                params[weight.key] = _weight(graph, weight)
+        for weight in plan.weights:
+            notes += _fit_bias(graph, weight, params)
+        ctx.params = params
+        return PassReport(notes=tuple(notes))
+
+
+def _activations(plan: Plan, stats: dict[str, TensorStats]) -> dict[str, QuantParams]:
+    groups: dict[str, list[ActivationPlan]] = {}
+    for activation in plan.activations.values():
+        groups.setdefault(activation.group, []).append(activation)
+    params: dict[str, QuantParams] = {}
+    for members in groups.values():
+        chosen = _group(members, stats)
+        params |= {m.tensor: chosen for m in members}
+    return params
+
+
+def _group(members: list[ActivationPlan], stats: dict[str, TensorStats]) -> QuantParams:
+    """One set of numbers for tensors that share them."""
+    first = members[0]
+    measured = [(m, stats[m.tensor]) for m in members if m.tensor in stats]
+    if not measured:
+        raise CalibrationError(f"tensor {first.tensor!r} was not measured; run Calibrate after SelectLayers")
+    total = measured[0][1]
+    for _, more in measured[1:]:
+        total = total.merge(more)
+    if not total.count:
+        raise CalibrationError(f"tensor {first.tensor!r} was empty for all samples; leave its nodes out with --skip")
+    method = activation_methods.config_from_dict(first.method.name, first.method.parameters())
+    low, high = activation_methods.find_range(total, first.spec, method)
+    lower = min((m.bounds[0] for m, _ in measured), default=-math.inf)
+    upper = max((m.bounds[1] for m, _ in measured), default=math.inf)
+    return params_from_range(max(low, lower), min(high, upper), first.spec)
+
+
+def _weight(graph: GraphModel, plan: WeightPlan) -> QuantParams:
+    method = weight_methods.config_from_dict(plan.method.name, plan.method.parameters())
+    try:
+        return weight_methods.find_params(weight_value(graph, plan), plan.spec, method)
+    except CalibrationError as err:
+        raise GraphError(f"weight {plan.tensor!r} of node {plan.node!r}: {err}; mend it, or skip the node") from err
+
+
+def _fit_bias(graph: GraphModel, plan: WeightPlan, params: dict[str, QuantParams]) -> list[str]:
+    """Let the weight's scale grow where the bias needs it."""
+    if not plan.bias:
+        return []
+    bias = np.asarray(graph.value(graph.node(plan.node).inputs[2])).reshape(-1)
+    old = params[plan.key]
+    try:
+        fitted = quantize_bias(bias, float(params[plan.input].scale), old.scale)
+    except CalibrationError as err:
+        raise GraphError(f"bias {plan.bias!r} of node {plan.node!r}: {err}") from err
+    if not fitted.enlarged.any():
+        return []
+    params[plan.key] = QuantParams(old.spec, fitted.w_scale, old.zero_point)
+    count = int(fitted.enlarged.sum())
+    return [f"{plan.node}: {count} weight scales enlarged so that the int32 bias does not overflow"]

@@ -1,0 +1,197 @@
+"""Writes the plan into the graph as QuantizeLinear and DequantizeLinear."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from onnxq.algos.affine import code_dtype
+from onnxq.algos.bias_correct import quantize_bias
+from onnxq.algos.weight import quantize_weight
+from onnxq.errors import GraphError
+from onnxq.graph import GraphModel, LazyArray, Node, Tensor, Use
+from onnxq.passes._base import Fact, Pass, PassReport
+from onnxq.passes._weights import weight_value
+from onnxq.plan import ActivationPlan, Plan, WeightPlan
+from onnxq.spec import PerAxis, PerBlock, PerTensor, QuantParams
+
+if TYPE_CHECKING:
+    from onnxq.context import QuantContext
+
+_INT32 = (1 << 31) - 1
+
+
+@dataclass(frozen=True)
+class InsertQdq(Pass):
+    """Replaces planned tensors by codes.
+
+    Given:
+        a plan and its numbers.
+    Result:
+        weights are integer constants behind a DequantizeLinear, biases are int32 constants whose scale
+        is that of the input times that of the weight; each planned activation passes one QuantizeLinear
+        and one DequantizeLinear. Relus and Clips that saturation replaces are gone. Names of graph
+        outputs, and of every tensor that still exists, are kept.
+    """
+
+    requires: ClassVar[frozenset[Fact]] = frozenset({Fact.PLAN, Fact.PARAMS})
+    provides: ClassVar[frozenset[Fact]] = frozenset({Fact.QUANTIZED})
+    invalidates: ClassVar[frozenset[Fact]] = frozenset({Fact.PLAN, Fact.STATS})
+
+    def run(self, graph: GraphModel, ctx: QuantContext) -> PassReport:
+        """Insert.
+
+        Raises:
+            GraphError: If the plan does not fit the graph.
+        """
+        plan = ctx.plan or Plan()
+        writer = _Writer(graph, plan, ctx.params)
+        for weight in plan.weights:
+            writer.weight(weight)
+        for name in plan.absorbed:
+            writer.drop(name)
+        for activation in plan.activations.values():
+            writer.activation(activation)
+        graph.sort()
+        return PassReport(changed=len(plan.weights) + len(plan.activations))
+
+    def verify(self, graph: GraphModel, ctx: QuantContext) -> None:
+        """Raise `GraphError` if a planned activation has no QuantizeLinear."""
+        quantized = {n.inputs[0].name for n in graph.nodes("QuantizeLinear")}
+        outputs = {t.name for t in graph.outputs}
+        for name in (ctx.plan or Plan()).activations:
+            if name not in quantized and name not in outputs:
+                raise GraphError(f"activation {name!r} was planned and has no QuantizeLinear")
+
+
+class _Writer:
+    def __init__(self, graph: GraphModel, plan: Plan, params: dict[str, QuantParams]) -> None:
+        self._graph = graph
+        self._plan = plan
+        self._params = params
+        self._weights: dict[str, Tensor] = {}
+        self._numbers: dict[str, tuple[Tensor, Tensor]] = {}
+
+    # ---- weights and biases
+
+    def weight(self, plan: WeightPlan) -> None:
+        """Put codes in the place of a weight and of its bias."""
+        node = self._graph.node(plan.node)
+        params = self._params[plan.key]
+        if plan.key not in self._weights:
+            self._weights[plan.key] = self._coded_weight(plan, params)
+        self._graph.set_input(node, plan.index, self._weights[plan.key])
+        if plan.bias:
+            self._bias(node, plan, params)
+
+    def _coded_weight(self, plan: WeightPlan, params: QuantParams) -> Tensor:
+        values = weight_value(self._graph, plan)
+        codes = LazyArray(tuple(values.shape), code_dtype(params.spec), partial(_codes, values, params))
+        base = plan.key
+        constant = self._graph.add_constant(f"{base}_quantized", codes, qtype=params.spec.qtype)
+        return self._dequantize(base, constant, self._constants(base, params), params)
+
+    def _bias(self, node: Node, plan: WeightPlan, params: QuantParams) -> None:
+        bias = np.asarray(self._graph.value(node.inputs[2])).reshape(-1)
+        coded = quantize_bias(bias, float(self._params[plan.input].scale), params.scale, limit=_INT32)
+        base = f"{plan.node}_bias"
+        per_tensor = isinstance(params.spec.granularity, PerTensor)
+        scale = coded.scale[:1].reshape(()) if per_tensor else coded.scale
+        constant = self._graph.add_constant(f"{base}_quantized", coded.codes)
+        numbers = (
+            self._graph.add_constant(f"{base}_scale", scale),
+            self._graph.add_constant(f"{base}_zero_point", np.zeros(scale.shape, np.int32)),
+        )
+        attrs = {} if per_tensor else {"axis": 0}
+        out = self._graph.add_node(
+            "DequantizeLinear", [constant, *numbers], name=f"{base}_dequantize",
+            outputs=[f"{base}_dequantized"], attrs=attrs, dtype=np.float32, shape=bias.shape,
+        )  # fmt: skip
+        self._graph.set_input(node, 2, out.outputs[0])
+
+    # ---- activations
+
+    def drop(self, name: str) -> None:
+        """Take out a Relu or Clip; what was in front of it now makes its output."""
+        node = self._graph.node(name)
+        maker, result = self._graph.producer(node.inputs[0]), node.outputs[0]
+        if maker is None:
+            raise GraphError(f"node {name!r} has no producer to take its place")
+        index = next(i for i, t in enumerate(maker.outputs) if t is node.inputs[0])
+        self._graph.remove_node(node)
+        self._graph.replace_output(maker, index, result)
+
+    def activation(self, plan: ActivationPlan) -> None:
+        """Let a tensor pass QuantizeLinear and DequantizeLinear on its way to its readers."""
+        graph = self._graph
+        tensor = graph.tensor(plan.tensor)
+        if plan.everywhere:
+            if graph.is_output(tensor):
+                self._output(tensor, plan)
+                return
+            uses = graph.consumers(tensor)
+            captured = graph.read_by_subgraph(tensor)
+        else:
+            uses = tuple(Use(graph.node(name), index) for name, index in plan.readers)
+            captured = False
+        if captured:  # bodies follow the name of the tensor, so the float one gets a new name
+            self._output(tensor, plan)
+            return
+        result = self._pair(tensor, plan)
+        graph.replace_uses(tensor, result, uses)
+
+    def _output(self, tensor: Tensor, plan: ActivationPlan) -> None:
+        """Codes for all readers of a tensor whose name must stay: its producer gets a new one."""
+        graph = self._graph
+        maker = graph.producer(tensor)
+        index = next(i for i, t in enumerate(maker.outputs) if t is tensor)
+        floats = graph.new_variable(f"{tensor.name}_float", np.float32, graph.shape(tensor))
+        graph.replace_output(maker, index, floats)
+        self._pair(floats, plan, tensor)
+
+    def _pair(self, tensor: Tensor, plan: ActivationPlan, result: Tensor | None = None) -> Tensor:
+        params = self._params[plan.tensor]
+        scale, zero_point = self._shared(plan, params)
+        codes = self._graph.add_node(
+            "QuantizeLinear", [tensor, scale, zero_point], name=f"{plan.tensor}_quantize",
+            outputs=[f"{plan.tensor}_quantized"], dtype=code_dtype(params.spec), shape=self._graph.shape(tensor),
+        ).outputs[0]  # fmt: skip
+        return self._graph.add_node(
+            "DequantizeLinear", [codes, scale, zero_point], name=f"{plan.tensor}_dequantize",
+            outputs=[f"{plan.tensor}_dequantized" if result is None else result],
+            dtype=np.float32, shape=self._graph.shape(tensor),
+        ).outputs[0]  # fmt: skip
+
+    def _shared(self, plan: ActivationPlan, params: QuantParams) -> tuple[Tensor, Tensor]:
+        if plan.group not in self._numbers:
+            self._numbers[plan.group] = self._constants(plan.group, params)
+        return self._numbers[plan.group]
+
+    # ---- both
+
+    def _constants(self, base: str, params: QuantParams) -> tuple[Tensor, Tensor]:
+        zero_point = params.zero_point.astype(code_dtype(params.spec))
+        return (
+            self._graph.add_constant(f"{base}_scale", params.scale),
+            self._graph.add_constant(f"{base}_zero_point", zero_point, qtype=params.spec.qtype),
+        )
+
+    def _dequantize(self, base: str, codes: Tensor, numbers: tuple[Tensor, Tensor], params: QuantParams) -> Tensor:
+        attrs: dict[str, object] = {}
+        match params.spec.granularity:
+            case PerAxis(axis=axis):
+                attrs = {"axis": axis}
+            case PerBlock(axis=axis, size=size):
+                attrs = {"axis": axis, "block_size": size}
+        return self._graph.add_node(
+            "DequantizeLinear", [codes, *numbers], name=f"{base}_dequantize",
+            outputs=[f"{base}_dequantized"], attrs=attrs, dtype=np.float32, shape=self._graph.shape(codes),
+        ).outputs[0]  # fmt: skip
+
+
+def _codes(values: NDArray[np.float32], params: QuantParams) -> NDArray[np.integer]:
+    return quantize_weight(values, params)
