@@ -14,6 +14,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
+from onnxq._version import __version__
 from onnxq.cli import compare, demo, inspect, quantize, recipe
 from onnxq.errors import OnnxqError
 
@@ -73,9 +74,7 @@ app = typer.Typer(
 
 def _show_version(wanted: bool) -> None:
     if wanted:
-        from importlib.metadata import version
-
-        typer.echo(f"onnxq {version('onnxq')}")
+        typer.echo(f"onnxq {__version__}")
         raise typer.Exit
 
 

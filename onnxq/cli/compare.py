@@ -91,8 +91,7 @@ def compare(
     options = Options(data, labels, samples, batch_size, preprocess, layers, latency, threads)
     with terminal.messages(), terminal.progress() as progress:
         found = run(reference, quantized, options, progress=progress)
-    for note in found.notes:
-        terminal.warn(note)
+    terminal.notes(found.notes, warning=True)
     terminal.show(*tables.comparison(found, layers=None if verbose else _WORST))
     failed = found.failures(min_sqnr=min_sqnr, max_drop=max_drop)
     for text in failed:

@@ -39,8 +39,7 @@ def inspect(
         terminal.show(tables.nodes(result.plan.decisions))
     else:
         terminal.show(*tables.reasons(groups, verbose=verbose))
-    for note in dict.fromkeys((*found.notes, *result.notes)):
-        terminal.warn(note)
+    terminal.notes((*found.notes, *result.notes))
     listed = [{"node": d.node, "op_type": d.op_type, "role": d.role, "reason": d.reason} for d in result.plan.decisions]
     plan = {
         "target": recipe.target,

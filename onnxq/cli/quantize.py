@@ -113,8 +113,7 @@ def quantize(
     job = Job(model, output, data, recipe, report, external_data, threads)
     with terminal.messages(), terminal.progress() as progress:
         done = run_job(job, progress=progress)
-    for note in done.notes:
-        terminal.warn(note)
+    terminal.notes(done.result.notes, warning=recipe.calibration.random or not done.result.changed)
     terminal.show(*tables.job(done, verbose=verbose))
     terminal.document(done.to_dict())
     return 0

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from onnxq.report.compare import Comparison
     from onnxq.report.demo import DemoRow
     from onnxq.report.facts import ModelFacts, ValueFacts
+    from onnxq.report.job import Done
     from onnxq.report.layers import LayerError
     from onnxq.report.metrics import Accuracy
     from onnxq.report.reasons import ReasonGroup
@@ -107,9 +108,18 @@ def nodes(decisions: Sequence[Decision], *, title: str | None = None) -> Table:
     return table
 
 
-def outcome(rows: Iterable[tuple[str, str]]) -> Table:
-    """Names and values."""
-    return _grid(rows)
+def job(done: Done, *, verbose: bool = False) -> list[RenderableType]:
+    """What became of ``onnxq quantize``."""
+    result = done.result
+    samples = f"{result.samples} samples" if result.samples else "no samples needed"
+    rows = [
+        ("written", str(done.job.output)),
+        ("size", f"{size(done.bytes_before)} -> {size(done.bytes_after)} (x{done.ratio:.2f})"),
+        ("time", f"{done.seconds:.1f} s, {samples}"),
+    ]
+    if done.job.report is not None:
+        rows.append(("report", str(done.job.report)))
+    return [_grid(rows), roles(result.plan.counts()), *reasons(done.groups, verbose=verbose)]
 
 
 # ---- inspect -----------------------------------------------------------------------------------

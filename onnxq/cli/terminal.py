@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
 import typer
 from rich.console import Console, RenderableType
@@ -31,13 +31,17 @@ class Terminal:
         for part in parts:
             self._out.print(part)
 
-    def say(self, text: str) -> None:
-        """Show a sentence for people to read; brackets in it are no markup."""
-        self._out.print(text, markup=False)
-
     def warn(self, text: str) -> None:
         """Show a warning."""
         self.err.print(f"warning: {text}", style="yellow", markup=False, soft_wrap=True)
+
+    def notes(self, texts: Iterable[str], *, warning: bool = False) -> None:
+        """Show what is worth knowing, each sentence once; as warnings where the result is not what one expects."""
+        for text in dict.fromkeys(texts):
+            if warning:
+                self.warn(text)
+            else:
+                self.err.print(f"note: {text}", style="dim", markup=False, soft_wrap=True)
 
     def document(self, content: Mapping[str, object]) -> None:
         """Write the JSON document, if one is wanted; the last thing a command does."""

@@ -7,14 +7,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import onnx
 
 from onnxq.calib.feeds import Feed
-from onnxq.errors import ModelError
 from onnxq.graph import GraphModel
 from onnxq.report.metrics import ErrorMeter, Metrics
 from onnxq.report.pairs import Pair, find_pairs
-from onnxq.runtime import INLINE_LIMIT, Session, make_session
+from onnxq.runtime import Session, make_session
 
 BUDGET = 256 << 20
 """How many bytes of activations one pass over the data may hold at a time."""
@@ -40,24 +38,6 @@ class LayerError:
         """Content for JSON."""
         pair = {"node": self.pair.node, "op_type": self.pair.op_type, "tensor": self.pair.reference}
         return {**pair, "quantized_tensor": self.pair.quantized, **self.metrics.to_dict()}
-
-
-@dataclass(frozen=True, slots=True)
-class _Tapped:
-    """A model whose inner tensors can be asked for."""
-
-    proto: onnx.ModelProto
-    source: str
-    threads: int
-
-    def session(self, names: Sequence[str]) -> Session:
-        """A session with the tensors called `names` as its only outputs."""
-        known = {output.name: output for output in self.proto.graph.output}
-        tapped = onnx.ModelProto()
-        tapped.CopyFrom(self.proto)
-        del tapped.graph.output[:]
-        tapped.graph.output.extend(known.get(name) or onnx.ValueInfoProto(name=name) for name in names)
-        return make_session(tapped, threads=self.threads, source=self.source)
 
 
 def compare_layers(
@@ -87,19 +67,16 @@ def compare_layers(
         One entry per layer, in the order of the float model's nodes.
 
     Raises:
-        ModelError: If a model is too big to be handed over in memory.
+        ModelError: If a model cannot be loaded.
         DataError: If a run fails.
     """
-    both = [
-        _Tapped(_inline(graph, what), what, threads)
-        for graph, what in ((reference, "the float model"), (quantized, "the quantized model"))
-    ]
+    both = _Both(reference, quantized, threads)
     groups = list(_packed(_sizes(both, find_pairs(reference, quantized), probe), budget // max(1, batch)))
     found: list[LayerError] = []
     for number, group in enumerate(groups):
         ticks(number, len(groups))
         meters = [ErrorMeter() for _ in group]
-        sessions = _sessions(both, group)
+        sessions = both.sessions(group)
         for feed in feeds():
             for meter, (a, b) in zip(meters, _run(sessions, group, feed), strict=True):
                 meter.add(a, b)
@@ -108,33 +85,37 @@ def compare_layers(
     return tuple(found)
 
 
-def _inline(graph: GraphModel, what: str) -> onnx.ModelProto:
-    if graph.weight_bytes > INLINE_LIMIT:
-        raise ModelError(
-            f"{what} has {graph.weight_bytes >> 20} MB of weights; layers are compared up to {INLINE_LIMIT >> 20} MB"
+@dataclass(frozen=True, slots=True)
+class _Both:
+    """Two models whose inner tensors can be asked for."""
+
+    reference: GraphModel
+    quantized: GraphModel
+    threads: int
+
+    def sessions(self, group: Sequence[Pair]) -> tuple[Session, Session]:
+        """Sessions with the tensors of `group` as their only outputs."""
+        wanted = list(dict.fromkeys(pair.reference for pair in group))
+        found = list(dict.fromkeys(pair.quantized for pair in group))
+        return (
+            make_session(self.reference, threads=self.threads, source="the float model", outputs=wanted),
+            make_session(self.quantized, threads=self.threads, source="the quantized model", outputs=found),
         )
-    return graph.to_proto()
-
-
-def _sessions(both: Sequence[_Tapped], group: Sequence[Pair]) -> tuple[Session, Session]:
-    names = (dict.fromkeys(pair.reference for pair in group), dict.fromkeys(pair.quantized for pair in group))
-    first, second = (tapped.session(list(wanted)) for tapped, wanted in zip(both, names, strict=True))
-    return first, second
 
 
 def _run(sessions: tuple[Session, Session], group: Sequence[Pair], feed: Feed) -> Iterator[tuple[Any, Any]]:
     """The values of each pair."""
-    a, b = ({n: v for n, v in zip(s.output_names, s.run(None, feed), strict=True)} for s in sessions)  # noqa: C416
+    a, b = (dict(zip(s.output_names, s.run(None, feed), strict=True)) for s in sessions)
     for pair in group:
         yield a[pair.reference], b[pair.quantized]
 
 
-def _sizes(both: Sequence[_Tapped], pairs: Sequence[Pair], probe: Feed) -> list[tuple[Pair, int]]:
+def _sizes(both: _Both, pairs: Sequence[Pair], probe: Feed) -> list[tuple[Pair, int]]:
     """The pairs that are floats of one shape in both models, with their bytes for one sample."""
     sized: list[tuple[Pair, int]] = []
     for start in range(0, len(pairs), _PROBED):
         group = pairs[start : start + _PROBED]
-        for pair, (a, b) in zip(group, _run(_sessions(both, group), group, probe), strict=True):
+        for pair, (a, b) in zip(group, _run(both.sessions(group), group, probe), strict=True):
             if _comparable(a) and _comparable(b) and a.shape == b.shape:
                 sized.append((pair, a.nbytes + b.nbytes))
     return sized

@@ -1,0 +1,130 @@
+"""One run of ``onnxq quantize``: from files to files, with what there is to tell about it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from onnxq.modelio import load_model
+from onnxq.passes._base import Instrument, Pass
+from onnxq.pipeline import Result, quantize
+from onnxq.report.files import disk_bytes, write_text
+from onnxq.report.html import quantize_report
+from onnxq.report.reasons import ReasonGroup, group_reasons
+
+if TYPE_CHECKING:
+    from onnxq.context import QuantContext
+    from onnxq.graph import GraphModel
+    from onnxq.recipe import Recipe
+
+Progress = Callable[[str, int, int | None], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """What is to be quantized, how, and where to.
+
+    Attributes:
+        model: The float model.
+        output: The file to write.
+        data: Calibration data; None where the recipe needs none or asks for random ones.
+        recipe: What is wanted.
+        report: HTML report to write; None for none.
+        external_data: Whether weights go into a file of their own; None for as the model has them.
+        threads: Threads of calibration; 0 for all cores.
+    """
+
+    model: Path
+    output: Path
+    data: Path | None
+    recipe: Recipe
+    report: Path | None = None
+    external_data: bool | None = None
+    threads: int = 0
+
+
+@dataclass(frozen=True)
+class Done:
+    """What became of a job.
+
+    Attributes:
+        job: The job.
+        result: The quantized model.
+        bytes_before: Size of the float model with its external data.
+        bytes_after: Size of what was written.
+        seconds: Wall time from opening the model to its last byte written.
+    """
+
+    job: Job
+    result: Result
+    bytes_before: int
+    bytes_after: int
+    seconds: float
+
+    @cached_property
+    def groups(self) -> tuple[ReasonGroup, ...]:
+        """What stayed float, by reason."""
+        return group_reasons(self.result.plan.left_float())
+
+    @property
+    def ratio(self) -> float:
+        """Size after over size before."""
+        return self.bytes_after / max(1, self.bytes_before)
+
+    def to_dict(self) -> dict[str, object]:
+        """Content for JSON."""
+        return {
+            "model": str(self.job.model),
+            "output": str(self.job.output),
+            "report": None if self.job.report is None else str(self.job.report),
+            "target": self.job.recipe.target,
+            "bytes_before": self.bytes_before,
+            "bytes_after": self.bytes_after,
+            "seconds": round(self.seconds, 3),
+            **self.result.to_dict(),
+        }
+
+
+class _Announce(Instrument):
+    """Tells a progress bar which pass runs."""
+
+    def __init__(self, progress: Progress) -> None:
+        self._progress = progress
+
+    def before_pass(self, position: int, step: Pass, graph: GraphModel, ctx: QuantContext) -> None:
+        """Show the name of the pass."""
+        self._progress(step.name, 0, None)
+
+
+def run_job(job: Job, *, progress: Progress = lambda what, done, total: None) -> Done:
+    """Quantize, save and report.
+
+    Args:
+        job: What to do.
+        progress: Told how it is going.
+
+    Raises:
+        OnnxqError: If the model, data or recipe cannot be used, or a file cannot be written; nothing
+            half-written is left.
+    """
+    start = time.perf_counter()
+    result = quantize(
+        job.model,
+        job.data,
+        recipe=job.recipe,
+        threads=job.threads,
+        instruments=(_Announce(progress),),
+        progress=progress,
+    )
+    progress("saving", 0, None)
+    before = disk_bytes(job.model, result.original)
+    result.save(job.output, external_data=job.external_data)
+    after = disk_bytes(job.output, load_model(job.output))
+    done = Done(job, result, before, after, time.perf_counter() - start)
+    if job.report is not None:
+        write_text(job.report, quantize_report(done))
+    return done
