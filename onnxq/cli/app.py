@@ -35,7 +35,8 @@ class Commands(TyperGroup):
         try:
             code = super().main(args, *others, **options)
         except OnnxqError as err:
-            code = _fail(str(err), type(err).__name__, words)
+            kind = next(base.__name__ for base in type(err).__mro__ if base.__module__ == OnnxqError.__module__)
+            code = _fail(str(err), kind, words)
         except UsageError as err:
             code = _fail(_usage(err), "UsageError", words)
         except OSError as err:

@@ -38,6 +38,7 @@ def demo(
     terminal = Terminal(as_json=as_json, verbose=verbose)
     with terminal.messages(), terminal.progress() as progress:
         rows = run_demo(models, only=tuple(only or ()), keep=keep, threads=threads, progress=progress)
+    terminal.notes((f"{row.name}: {note}" for row in rows for note in row.comparison.notes), warning=True)
     terminal.show(*tables.demo(rows))
     terminal.document({"models": [row.to_dict() for row in rows]})
     return 0

@@ -44,9 +44,8 @@ def inspect(
     plan = {
         "target": recipe.target,
         "counts": result.plan.counts(),
-        "float": [group.to_dict() for group in groups],
+        "nodes": listed,
         "notes": list(result.notes),
-        **({"nodes": listed} if nodes else {}),
     }
     terminal.document({"model": found.to_dict(), "plan": plan})
     return 0

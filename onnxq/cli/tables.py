@@ -54,7 +54,7 @@ def percent(value: float | None) -> str:
 
 
 def _table(*columns: str, right: Iterable[str] = (), title: str | None = None) -> Table:
-    table = Table(box=SIMPLE_HEAD, title=title, title_justify="left", title_style="bold", pad_edge=False)
+    table = Table(box=SIMPLE_HEAD, title=title, title_justify="left", title_style="bold", padding=(0, 1, 0, 0))
     numbers = set(right)
     for name in columns:
         # Numbers are never cut; names are broken where they must be, so that they can be copied.
@@ -223,7 +223,7 @@ def _costs(found: Comparison) -> Table:
 
 def demo(rows: Sequence[DemoRow]) -> list[RenderableType]:
     """One line per model, and what stayed float."""
-    right = ["float", "int8", "agree", "SQNR", "size", "latency", "seconds"]
+    right = ["float", "int8", "agree", "SQNR", "size", "latency"]
     table = _table("model", *right, right=right)
     for row in rows:
         found, classes = row.comparison, row.comparison.accuracy
@@ -235,10 +235,11 @@ def demo(rows: Sequence[DemoRow]) -> list[RenderableType]:
             decibels(found.worst.metrics.sqnr_db),
             f"x{found.bytes_quantized / found.bytes_reference:.2f}",
             "-" if found.latency is None else f"x{found.latency.ratio:.2f}",
-            f"{row.seconds:.1f}",
         )
-    left = _table("model", "left float", "operators", "because", right=["left float"])
+    parts: list[RenderableType] = [table]
     for row in rows:
-        for group in row.groups:
-            left.add_row(escape(row.name), str(len(group.nodes)), escape(group.op_types), escape(group.reason))
-    return [table, left] if left.row_count else [table, "No node was left float."]
+        if row.groups:
+            parts += [Text(row.name, style="bold"), *reasons(row.groups)]
+        else:
+            parts.append(Text.assemble((row.name, "bold"), ": no node is left float"))
+    return parts

@@ -68,7 +68,8 @@ class Terminal:
     def progress(self) -> Iterator[Steps]:
         """A progress bar on standard error, shown on a terminal only, gone afterwards."""
         columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
-        with Progress(*columns, TimeElapsedColumn(), console=self.err, transient=True) as bar:
+        hidden = not self.err.is_terminal
+        with Progress(*columns, TimeElapsedColumn(), console=self.err, transient=True, disable=hidden) as bar:
             yield Steps(bar)
 
 

@@ -50,7 +50,7 @@ class DemoRow:
             "name": self.name,
             "seconds": round(self.seconds, 3),
             "counts": self.done.result.plan.counts(),
-            "float": [group.to_dict() for group in self.groups],
+            "float": self.done.result.to_dict()["float"],
             **{key: compared[key] for key in kept},
         }
 

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 
 from onnxq.plan import Decision
+
+_QUOTED = re.compile(r"'[^']*'")
+_WORD = re.compile(r"\b[A-Z]\w+\b")
 
 
 @dataclass(frozen=True, slots=True)
@@ -14,7 +18,7 @@ class ReasonGroup:
     """The nodes that stay float for one reason.
 
     Attributes:
-        reason: Why.
+        reason: Why; what differs between the nodes (names, operator types) is an ellipsis.
         nodes: Which, in the order of the graph.
     """
 
@@ -27,15 +31,28 @@ class ReasonGroup:
         counts = Counter(node.op_type for node in self.nodes).most_common()
         return ", ".join(name if count == 1 else f"{name} x{count}" for name, count in counts)
 
-    def to_dict(self) -> dict[str, object]:
-        """Content for JSON."""
-        return {"reason": self.reason, "count": len(self.nodes), "nodes": [node.node for node in self.nodes]}
-
 
 def group_reasons(decisions: Iterable[Decision]) -> tuple[ReasonGroup, ...]:
-    """Group nodes by reason, the most frequent reason first, else in the order of the graph."""
+    """Group nodes by reason, the most frequent reason first, else in the order of the graph.
+
+    Reasons that differ only in the names of nodes and tensors or in operator types are one.
+    """
+    listed = list(decisions)
+    types = {decision.op_type for decision in listed}
     groups: dict[str, list[Decision]] = {}
-    for decision in decisions:
-        groups.setdefault(decision.reason or "no reason given", []).append(decision)
-    found = [ReasonGroup(reason, tuple(nodes)) for reason, nodes in groups.items()]
+    for decision in listed:
+        groups.setdefault(_pattern(decision.reason, types), []).append(decision)
+    found = [ReasonGroup(_common(pattern, nodes), tuple(nodes)) for pattern, nodes in groups.items()]
     return tuple(sorted(found, key=lambda group: -len(group.nodes)))
+
+
+def _pattern(reason: str, op_types: Collection[str]) -> str:
+    """`reason` with an ellipsis for each name and operator type."""
+    text = _QUOTED.sub("…", reason or "no reason given")
+    text = _WORD.sub(lambda word: "…" if word.group() in op_types else word.group(), text)
+    return re.sub(r"…( …)+", "…", text)
+
+
+def _common(pattern: str, nodes: list[Decision]) -> str:
+    reasons = {node.reason for node in nodes}
+    return nodes[0].reason or pattern if len(reasons) == 1 else pattern
