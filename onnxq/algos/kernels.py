@@ -46,7 +46,7 @@ def min_max(x: NDArray[np.float32]) -> tuple[float, float, bool]:
     if x.size == 0:
         return math.inf, -math.inf, True
     low, high = _ordered_range(_flat(x).view(np.int32))
-    finite = high < 0x7F800000 and low > -0x7F800001
+    finite = bool(high < 0x7F800000 and low > -0x7F800001)
     return _from_ordered(low), _from_ordered(high), finite
 
 
@@ -130,13 +130,13 @@ def _flat(x: NDArray[np.float32]) -> NDArray[np.float32]:
     return _aligned(x).reshape(-1)
 
 
-def _from_ordered(key: int) -> float:
+def _from_ordered(key: int | np.int32) -> float:
     bits = np.int32(key if key >= 0 else key ^ 0x7FFFFFFF)
     return float(bits.view(np.float32)) + 0.0  # -0.0 becomes 0.0
 
 
 @kernel(i64_pair(i32_in))
-def _ordered_range(bits: NDArray[np.int32]) -> tuple[int, int]:
+def _ordered_range(bits: NDArray[np.int32]) -> tuple[np.int32, np.int32]:
     """Smallest and largest element as order-preserving integers: negative floats have their magnitude inverted.
 
     Integers have no NaN, so the loop vectorises without fast-math and a NaN ends up beyond the infinities.
@@ -152,7 +152,7 @@ def _ordered_range(bits: NDArray[np.int32]) -> tuple[int, int]:
 
 
 @kernel(types.void(f32_in, counts_t, f32, f32))
-def _count_small(x: NDArray[np.float32], counts: NDArray[np.int64], inverse: float, width: float) -> None:
+def _count_small(x: NDArray[np.float32], counts: NDArray[np.int64], inverse: np.float32, width: np.float32) -> None:
     for i in range(x.size):
         bin_ = np.int32(x[i] * inverse)
         bin_ -= np.int32(x[i] < np.float32(bin_) * width)
@@ -160,7 +160,7 @@ def _count_small(x: NDArray[np.float32], counts: NDArray[np.int64], inverse: flo
 
 
 @kernel(types.void(f32_in, lanes_t, f32, f32))
-def _count_lanes(x: NDArray[np.float32], lanes: NDArray[np.uint32], inverse: float, width: float) -> None:
+def _count_lanes(x: NDArray[np.float32], lanes: NDArray[np.uint32], inverse: np.float32, width: np.float32) -> None:
     """Find the bins of a chunk in vector registers, then count them; unsigned indices spare the test for negatives."""
     index = np.empty(_CHUNK, np.uint32)
     for start in range(0, x.size, _CHUNK):

@@ -139,11 +139,11 @@ def _opened(path: Path, member: str) -> Iterator[IO[bytes]]:
 def _header(file: IO[bytes], path: Path, member: str) -> tuple[tuple[int, ...], np.dtype[Any], bool]:
     label = f"{path}: array {member.removesuffix('.npy')!r}" if member else str(path)
     try:
-        version = np.lib.format.read_magic(file)
+        version = np.lib.format.read_magic(file)  # type: ignore[no-untyped-call,unused-ignore]
         readers = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
         if version not in readers:
             raise DataError(f"{label}: has a field type that cannot be fed to a model")
-        shape, fortran, dtype = readers[version](file)
+        shape, fortran, dtype = readers[version](file)  # type: ignore[no-untyped-call,unused-ignore]
     except ValueError as err:
         raise DataError(f"{label}: is not a NumPy array file: {err}") from err
     if dtype.hasobject or dtype.names:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from onnxq.graph import GraphModel, Node, Tensor
 from onnxq.passes._linear import Linear, Vector, kind, why_not_constant
@@ -67,7 +68,7 @@ def _arithmetic(op: str, values: Vector, *, source_first: bool) -> Affine | str:
     return Affine(1.0 / values, zeros) if values.all() else "it divides by zero"
 
 
-def _per_channel(values: np.ndarray, linear: Linear) -> Vector | None:
+def _per_channel(values: NDArray[np.floating], linear: Linear) -> Vector | None:
     """`values` as shape (C,), or None if broadcasting them is anything but one number per channel."""
     channels, axis = linear.layout.out_channels, values.ndim - linear.from_right
     if values.size == 1 and values.ndim <= (linear.rank or 1):

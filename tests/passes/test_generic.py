@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib
 import inspect
 import pkgutil
+import typing
 from collections.abc import Iterator
 
 import numpy as np
@@ -33,7 +34,12 @@ def passes_without_arguments() -> Iterator[Pass]:
     for info in pkgutil.iter_modules(onnxq.passes.__path__):
         module = importlib.import_module(f"onnxq.passes.{info.name}")
         for _, kind in inspect.getmembers(module, inspect.isclass):
-            if not issubclass(kind, Pass) or inspect.isabstract(kind) or kind.__module__ != module.__name__:
+            if (
+                typing.get_origin(kind)
+                or not issubclass(kind, Pass)
+                or inspect.isabstract(kind)
+                or kind.__module__ != module.__name__
+            ):
                 continue
             parameters = inspect.signature(kind).parameters.values()
             needed = [p for p in parameters if p.default is p.empty and p.kind is not p.VAR_KEYWORD]

@@ -126,7 +126,7 @@ def _integral(
     """Integral of ``(t - value)**2`` times the density over ``begin .. end``; the unit of length is one bin."""
     total = 0.0
     for sign, t in ((-1.0, begin), (1.0, end)):
-        i = min(np.int64(t), counts.size - 1)
+        i = min(int(t), counts.size - 1)
         c = counts[i]
         m0 = zeroth[i] + c * (t - i)
         m1 = first[i] + c * (t * t - i * i) / 2.0

@@ -56,7 +56,7 @@ def find_range(stats: TensorStats, spec: QuantSpec, config: MseConfig) -> tuple[
     if spec.symmetric:
         low, high = -stats.absmax, stats.absmax
     two_sided = low < 0 < high and not spec.symmetric
-    best = np.zeros(2)  # binary logarithms of the factors, <= 0
+    best: NDArray[np.float64] = np.zeros(2)  # binary logarithms of the factors, <= 0
     floor = np.log2(config.smallest)
     for step in (_COARSE, *_REFINE):
         first = step == _COARSE
