@@ -35,7 +35,8 @@ class ReasonGroup:
 def group_reasons(decisions: Iterable[Decision]) -> tuple[ReasonGroup, ...]:
     """Group nodes by reason, the most frequent reason first, else in the order of the graph.
 
-    Reasons that differ only in the names of nodes and tensors or in operator types are one.
+    Reasons that differ only in the names of nodes and tensors or in operator types are one, except those
+    that name an entry of the recipe.
     """
     listed = list(decisions)
     types = {decision.op_type for decision in listed}
@@ -47,7 +48,9 @@ def group_reasons(decisions: Iterable[Decision]) -> tuple[ReasonGroup, ...]:
 
 
 def _pattern(reason: str, op_types: Collection[str]) -> str:
-    """`reason` with an ellipsis for each name and operator type."""
+    """`reason` with an ellipsis for each name and operator type; what the user wrote in the recipe stays."""
+    if "recipe" in reason:
+        return reason
     text = _QUOTED.sub("…", reason or "no reason given")
     text = _WORD.sub(lambda word: "…" if word.group() in op_types else word.group(), text)
     return re.sub(r"…( …)+", "…", text)

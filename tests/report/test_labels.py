@@ -42,7 +42,7 @@ def test_npy_of_anything_else(tmp_path, array):
 
 def test_npy_with_objects_is_not_unpickled(tmp_path):
     np.save(tmp_path / "l.npy", np.array([{}], dtype=object), allow_pickle=True)
-    with pytest.raises(DataError, match="not a .npy file of numbers"):
+    with pytest.raises(DataError, match=r"not a \.npy file of numbers"):
         read_labels(tmp_path / "l.npy", tmp_path)
 
 
