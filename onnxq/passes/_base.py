@@ -113,9 +113,7 @@ class Instrument:
     def before_pass(self, position: int, step: Pass, graph: GraphModel, ctx: QuantContext) -> None:
         """Called before `step` runs."""
 
-    def after_pass(
-        self, position: int, step: Pass, report: PassReport, graph: GraphModel, ctx: QuantContext
-    ) -> None:
+    def after_pass(self, position: int, step: Pass, report: PassReport, graph: GraphModel, ctx: QuantContext) -> None:
         """Called after `step` ran and its result was validated."""
 
 

@@ -46,7 +46,9 @@ class Candidate:
         return self.info.kind
 
 
-def examine(graph: GraphModel, node: Node, settings: Settings, target: Target, patterns: dict[str, str]) -> Candidate | str:
+def examine(
+    graph: GraphModel, node: Node, settings: Settings, target: Target, patterns: dict[str, str]
+) -> Candidate | str:
     """A node as a candidate, or the reason why it stays float."""
     op = kind(node)
     info = OPS.get(op)
@@ -63,7 +65,9 @@ def examine(graph: GraphModel, node: Node, settings: Settings, target: Target, p
 
 
 def _is_graph(value: object) -> bool:
-    return type(value).__name__ in ("Graph", "GraphProto") or (isinstance(value, (list, tuple)) and any(map(_is_graph, value)))
+    return type(value).__name__ in ("Graph", "GraphProto") or (
+        isinstance(value, (list, tuple)) and any(map(_is_graph, value))
+    )
 
 
 def _refused(op: str, info: OpInfo, settings: Settings, target: Target) -> str | None:
@@ -121,9 +125,7 @@ def _linear(graph: GraphModel, candidate: Candidate) -> Candidate | str:
         reason = "its input is a constant"
     if reason is None:
         reason = _bad_weight(graph, node.inputs[1])
-    return reason or Candidate(
-        node, candidate.info, candidate.settings, (0,), weight=1, results=candidate.results
-    )
+    return reason or Candidate(node, candidate.info, candidate.settings, (0,), weight=1, results=candidate.results)
 
 
 def _bias_shape(graph: GraphModel, node: Node, bias: Tensor) -> str | None:

@@ -78,7 +78,9 @@ def _granularity(graph: GraphModel, node: Node, index: int, config: WeightConfig
         default = _sum_axis(node, axis)
         block_axis = default if wanted.per_block.axis is None else wanted.per_block.axis
         if not -rank <= block_axis < rank:
-            raise RecipeError(f"weights.granularity: node {node.name!r} has a weight of rank {rank}, no axis {block_axis}")
+            raise RecipeError(
+                f"weights.granularity: node {node.name!r} has a weight of rank {rank}, no axis {block_axis}"
+            )
         return PerBlock(block_axis % rank, wanted.per_block.size)
     if axis is None or graph.opset < FIRST_PER_AXIS or wanted == "per_tensor":
         return PerTensor()

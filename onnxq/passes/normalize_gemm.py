@@ -58,9 +58,11 @@ def _normalize(graph: GraphModel, node: Node) -> bool:
 
 def _normalize_bias(graph: GraphModel, node: Node, bias: object, beta: float) -> bool:
     values = graph.value(bias)
-    shape = graph.shape(node.inputs[1]) or ()
+    shape = graph.value(node.inputs[1]).shape
     outputs = shape[0] if node.attrs.get("transB", 0) else shape[-1]
-    per_output = values.ndim <= 2 and values.size in (1, outputs) and (values.ndim < 1 or values.shape[-1] == values.size)
+    per_output = (
+        values.ndim <= 2 and values.size in (1, outputs) and (values.ndim < 1 or values.shape[-1] == values.size)
+    )
     if not per_output:
         return False
     if beta == 1.0 and values.shape == (outputs,):
