@@ -21,6 +21,7 @@ from onnxq.report.metrics import Accuracy, AccuracyMeter, ErrorMeter, Metrics
 from onnxq.runtime import Session, make_session
 
 if TYPE_CHECKING:
+    from onnxq.graph import GraphModel
     from onnxq.recipe import ImagePreprocess
 
 LOSSY_KERNELS_DB = 3.0
@@ -181,16 +182,7 @@ def compare(
         progress("comparing outputs", done, reader.len_hint())
     first = next(feed for _, feed in rechunk(reader, 1, inputs))
     notes = [*run.notes, *reader.notes, *_lossy_kernels(sessions, quantized, first)]
-    layers: tuple[LayerError, ...] = ()
-    if options.layers:
-        layers = compare_layers(
-            *graphs,
-            lambda: (feed for _, feed in rechunk(reader, options.batch_size, inputs)),
-            first,
-            batch=options.batch_size,
-            threads=options.threads,
-            ticks=lambda done, total: progress("comparing layers", done, total),
-        )
+    layers = _layers(graphs, reader, inputs, options, progress) if options.layers else ()
     latency = None
     if options.latency:
         progress("measuring latency", 0, None)
@@ -207,6 +199,26 @@ def compare(
         latency=latency,
         layers=layers,
         notes=tuple(notes),
+    )
+
+
+def _layers(
+    graphs: tuple[GraphModel, GraphModel],
+    reader: CheckedReader,
+    inputs: Sequence[InputInfo],
+    options: Options,
+    progress: Progress,
+) -> tuple[LayerError, ...]:
+    def feeds(batch: int) -> Iterator[Feed]:
+        return (feed for _, feed in rechunk(reader, batch, inputs))
+
+    return compare_layers(
+        *graphs,
+        lambda: feeds(options.batch_size),
+        next(feeds(1)),
+        batch=options.batch_size,
+        threads=options.threads,
+        ticks=lambda done, total: progress("comparing layers", done, total),
     )
 
 

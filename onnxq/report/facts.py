@@ -52,7 +52,7 @@ class ModelFacts:
         inputs: What the model must be fed.
         outputs: What it gives.
         op_types: How many nodes of each operator type, the most frequent first.
-        parameters: How many numbers its constants hold.
+        parameters: How many numbers its constants hold, initializers and Constant nodes alike.
         weight_bytes: Their bytes.
         metadata: Its `metadata_props`.
         notes: What loading found, a sentence each.
@@ -95,6 +95,8 @@ def model_facts(path: Path) -> ModelFacts:
     graph = load_model(path)
     header = graph.skeleton()
     counts = Counter(node.op if not node.domain else f"{node.domain}::{node.op}" for node in graph.nodes())
+    for node in graph.nodes("Constant"):
+        graph.lift(node)  # their numbers are parameters like any initializer's
     return ModelFacts(
         path=path,
         file_bytes=disk_bytes(path, graph),

@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from onnxq.graph import GraphModel
 
 
-def disk_bytes(path: Path, graph: GraphModel | None = None) -> int:
-    """Bytes of a model file together with its external data files.
+def model_files(path: Path, graph: GraphModel | None = None) -> tuple[Path, ...]:
+    """A model file and its external data files.
 
     Args:
         path: The model file.
@@ -27,14 +27,19 @@ def disk_bytes(path: Path, graph: GraphModel | None = None) -> int:
         ModelError: If it is not a valid model.
     """
     graph = graph or load_model(path)
-    files = {path}
+    files = {path: None}
     if graph.external_data:
         proto = onnx.load(path, load_external_data=False)
         for tensor in proto.graph.initializer:
             entries = {entry.key: entry.value for entry in tensor.external_data}
             if tensor.data_location == onnx.TensorProto.EXTERNAL:
-                files.add(path.parent / entries["location"])
-    return sum(file.stat().st_size for file in files if file.exists())
+                files[path.parent / entries["location"]] = None
+    return tuple(files)
+
+
+def disk_bytes(path: Path, graph: GraphModel | None = None) -> int:
+    """Bytes of a model file together with its external data files; arguments as for `model_files`."""
+    return sum(file.stat().st_size for file in model_files(path, graph) if file.exists())
 
 
 def write_text(path: Path, text: str) -> None:

@@ -9,10 +9,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from onnxq.errors import ModelError
 from onnxq.modelio import load_model
 from onnxq.passes._base import Instrument, Pass
 from onnxq.pipeline import Result, quantize
-from onnxq.report.files import disk_bytes, write_text
+from onnxq.report.files import disk_bytes, model_files, write_text
 from onnxq.report.html import quantize_report
 from onnxq.report.reasons import ReasonGroup, group_reasons
 
@@ -112,6 +113,7 @@ def run_job(job: Job, *, progress: Progress = lambda what, done, total: None) ->
             half-written is left.
     """
     start = time.perf_counter()
+    _check_external(job)
     result = quantize(
         job.model,
         job.data,
@@ -128,3 +130,14 @@ def run_job(job: Job, *, progress: Progress = lambda what, done, total: None) ->
     if job.report is not None:
         write_text(job.report, quantize_report(done))
     return done
+
+
+def _check_external(job: Job) -> None:
+    """Refuse to overwrite the float model's own weights."""
+    written = [job.output]
+    if job.external_data is not False:
+        written.append(job.output.with_name(job.output.name + ".data"))
+    for used in model_files(job.model):
+        for path in written:
+            if path.exists() and used.exists() and path.samefile(used):
+                raise ModelError(f"{path} holds weights of {job.model} and would be overwritten; give another output")

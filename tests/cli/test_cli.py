@@ -150,6 +150,16 @@ def test_external_data(here):
     assert found["bytes_after"] == Path("b.onnx").stat().st_size + Path("b.onnx.data").stat().st_size
 
 
+@pytest.mark.parametrize(("location", "output"), [("q.onnx.data", "q.onnx"), ("weights.bin", "weights.bin")])
+def test_the_weights_of_the_float_model_are_not_overwritten(here, location, output):
+    model = onnx.load("m.onnx")
+    onnx.save(model, "ext.onnx", save_as_external_data=True, location=location, size_threshold=0)
+    before = Path(location).read_bytes()
+    line = fails("quantize", "ext.onnx", "-o", output, "--data", "d.npz")
+    assert f"{location} holds weights of ext.onnx" in line
+    assert Path(location).read_bytes() == before
+
+
 def test_the_same_command_gives_the_same_bytes(here):
     for name in ("a.onnx", "b.onnx"):
         run("quantize", "m.onnx", "-o", name, "--data", "d.npz", "--seed", 7, "--batch-size", 3)

@@ -159,3 +159,14 @@ def test_facts(tmp_path):
     content = found.to_dict()
     assert content["nodes"] == 3
     assert content["outputs"] == [{"name": "y", "dtype": "float32", "shape": ["N", 2]}]
+
+
+def test_numbers_of_constant_nodes_are_parameters_too(tmp_path):
+    text = """g (float[N, 4] x) => (float[N, 4] y) {
+        c = Constant<value = float[4] {1, 2, 3, 4}>()
+        y = Add(x, c)
+    }"""
+    onnx.save(build(text), tmp_path / "m.onnx")
+    found = model_facts(tmp_path / "m.onnx")
+    assert (found.parameters, found.weight_bytes) == (4, 16)
+    assert found.op_types == {"Constant": 1, "Add": 1}
