@@ -72,6 +72,7 @@ def level_errors(
     highest: NDArray[np.int64],
     out: NDArray[np.float64],
 ) -> None:
+    """Squared error of each candidate scale with its lowest and highest level, written to `out`."""
     for k in range(scales.size):
         out[k] = _error(count, first, second, scales[k], lowest[k], highest[k])
 
