@@ -67,22 +67,25 @@ class Terminal:
     @contextlib.contextmanager
     def progress(self) -> Iterator[Steps]:
         """A progress bar on standard error, shown on a terminal only, gone afterwards."""
+        if not self.err.is_terminal:
+            yield Steps(None)
+            return
         columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
-        hidden = not self.err.is_terminal
-        with Progress(*columns, TimeElapsedColumn(), console=self.err, transient=True, disable=hidden) as bar:
+        with Progress(*columns, TimeElapsedColumn(), console=self.err, transient=True) as bar:
             yield Steps(bar)
 
 
 class Steps:
-    """One progress bar that is used for one step after the other."""
+    """One progress bar that is used for one step after the other; None shows nothing."""
 
-    def __init__(self, bar: Progress) -> None:
+    def __init__(self, bar: Progress | None) -> None:
         self._bar = bar
-        self._task = bar.add_task("", total=None)
+        self._task = None if bar is None else bar.add_task("", total=None)
 
     def __call__(self, what: str, done: int, total: int | None) -> None:
         """Show that `done` of `total` are done."""
-        self._bar.update(self._task, description=what, completed=done, total=total)
+        if self._bar is not None and self._task is not None:
+            self._bar.update(self._task, description=what, completed=done, total=total)
 
 
 class _Handler(logging.Handler):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import subprocess
 import sys
@@ -19,6 +20,7 @@ from onnxq.recipe import Recipe
 from tests.graphs import build, normal
 
 MODELS = Path(__file__).parents[2] / "models"
+SEPARATE = {"mix_stderr": False} if "mix_stderr" in inspect.signature(CliRunner).parameters else {}
 CONV = """g (float[N, 3, 8, 8] x) => (float[N, 4] y) {
     c = Conv<pads=[1, 1, 1, 1]>(x, W)
     r = Relu(c)
@@ -47,7 +49,7 @@ def here(tmp_path, monkeypatch):
 
 
 def run(*args, code=0):
-    result = CliRunner().invoke(app, [str(a) for a in args])
+    result = CliRunner(**SEPARATE).invoke(app, [str(a) for a in args])
     if result.exception is not None and not isinstance(result.exception, SystemExit):
         raise result.exception
     assert result.exit_code == code, result.output
