@@ -24,6 +24,7 @@ from onnxq.passes._specs import FIRST_PER_AXIS, needed_opset
 from onnxq.passes.assign_names import AssignNames
 from onnxq.passes.calibrate import Calibrate
 from onnxq.passes.choose_params import ChooseParams
+from onnxq.passes.correct_bias import CorrectBias
 from onnxq.passes.equalize_layers import EqualizeLayers
 from onnxq.passes.fold_constants import FoldConstants
 from onnxq.passes.fuse_batchnorm import FuseBatchNorm
@@ -32,11 +33,12 @@ from onnxq.passes.insert_qdq import InsertQdq
 from onnxq.passes.lift_constants import LiftConstants
 from onnxq.passes.normalize_gemm import NormalizeGemm
 from onnxq.passes.select_layers import SelectLayers
+from onnxq.passes.spread_channels import SpreadChannels
 from onnxq.passes.stamp import Stamp
 from onnxq.passes.sweep import Sweep
 from onnxq.passes.upgrade_opset import UpgradeOpset
 from onnxq.plan import Plan
-from onnxq.recipe import Recipe, TensorConfig
+from onnxq.recipe import BiasCorrection, Recipe, RefineStep, TensorConfig
 from onnxq.targets import Target, get_target
 
 if TYPE_CHECKING:
@@ -150,8 +152,18 @@ def build(recipe: Recipe, target: Target, *, plan_only: bool = False, instrument
         passes.append(EqualizeLayers(options.iterations, options.tolerance, options.drop_clips))
     passes += [NormalizeGemm(), SelectLayers()]
     if not plan_only:
-        passes += [Calibrate(), ChooseParams(), InsertQdq(), Sweep(), Stamp()]
+        spread = recipe.equalize.depthwise
+        passes.append(Calibrate(channels=spread))
+        if spread:
+            passes.append(SpreadChannels())
+        passes += [ChooseParams(), *map(_refinement, recipe.refine), InsertQdq(), Sweep(), Stamp()]
     return PassManager(passes, tuple(instruments))
+
+
+def _refinement(step: RefineStep) -> Pass:
+    if isinstance(step, BiasCorrection):
+        return CorrectBias(step.samples)
+    raise RecipeError(f"refine: {step.kind} is not available in this version; use bias_correction")
 
 
 def _opsets(recipe: Recipe, target: Target) -> tuple[int, int]:

@@ -73,7 +73,7 @@ class WeightPlan:
         key: What its parameters are called: its name, or more where its readers want it differently.
         spec: Its type, granularity and symmetry.
         method: How its scale is chosen.
-        bias: Name of the bias that is added to its products and gets codes too; empty where there is none.
+        bias: Whether a bias of the node, where it has one, gets int32 codes.
         input: Name of the activation it is multiplied with; empty where there is none (embeddings).
     """
 
@@ -83,7 +83,7 @@ class WeightPlan:
     key: str
     spec: QuantSpec
     method: WeightMethod
-    bias: str = ""
+    bias: bool = False
     input: str = ""
 
 

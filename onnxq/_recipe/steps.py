@@ -25,7 +25,11 @@ class FuseConfig(Model):
 class EqualizeConfig(Model):
     """Cross-layer equalization: even out the channel ranges of consecutive layers."""
 
-    enabled: Flag = Field(default=False, description="Whether to do it.")
+    depthwise: Flag = Field(
+        default=True,
+        description="Scale the channels in front of depthwise convolutions so that each uses all codes; costs nothing.",
+    )
+    enabled: Flag = Field(default=False, description="Also even out the weights of all consecutive layers.")
     iterations: Count = Field(default=200, description="Sweeps over all pairs of layers, at the most.")
     tolerance: Annotated[float, Field(strict=True, gt=0)] = Field(
         default=0.01, description="Stop when no channel's factor differs from 1 by more than this."

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from onnxq.graph import GraphModel, Node, Tensor
 from onnxq.passes._candidates import Candidate
 from onnxq.passes._flow import Flow
-from onnxq.passes._linear import label, optional_input
+from onnxq.passes._linear import label
 from onnxq.passes._specs import activation_method, activation_spec, weight_method, weight_spec
 from onnxq.plan import ActivationPlan, Decision, Plan, WeightPlan
 from onnxq.recipe import AbsMax, ActivationConfig, Recipe
@@ -151,11 +151,10 @@ class _Placer:
             spec = QuantSpec(spec.qtype, PerTensor(), spec.symmetric, spec.bits, spec.narrow)
         tensor = c.node.inputs[c.weight].name
         source = next((c.node.inputs[i].name for i in c.data), "")
-        bias = optional_input(c.node, c.info.bias) if c.info.bias is not None else None
-        coded_bias = self.target.bias_codes and source in activations and not isinstance(spec.granularity, PerBlock)
+        bias = c.info.bias is not None and self.target.bias_codes and source in activations
         return WeightPlan(
             name, c.weight, tensor, tensor, spec, weight_method(config),
-            bias=bias.name if bias is not None and coded_bias else "", input=source,
+            bias=bias and not isinstance(spec.granularity, PerBlock), input=source,
         )  # fmt: skip
 
     def _unique(self, plans: Iterator[WeightPlan]) -> Iterator[WeightPlan]:

@@ -16,6 +16,7 @@ from onnxq.errors import DataError
 from onnxq.graph import GraphModel
 from onnxq.opinfo import OPS
 from onnxq.passes._base import Fact, Pass, PassReport
+from onnxq.passes._depthwise import links
 from onnxq.passes._inputs import inputs_of
 from onnxq.passes._linear import describe
 from onnxq.plan import ActivationPlan, Plan
@@ -36,7 +37,13 @@ class Calibrate(Pass):
         a plan, and ``ctx.reader`` if the plan has activations.
     Result:
         the graph unchanged; `ctx.stats` by tensor name.
+
+    Attributes:
+        channels: Measure the channels in front of depthwise convolutions, for SpreadChannels, and no
+            histogram there.
     """
+
+    channels: bool = False
 
     requires: ClassVar[frozenset[Fact]] = frozenset({Fact.PLAN})
     provides: ClassVar[frozenset[Fact]] = frozenset({Fact.STATS})
@@ -57,7 +64,7 @@ class Calibrate(Pass):
             CalibrationError: If an activation holds NaN or infinity.
             DataError: If the data do not fit the model.
         """
-        points = list(_points(graph, ctx.plan or Plan()))
+        points = list(_points(graph, ctx.plan or Plan(), channels=self.channels))
         if not points or ctx.reader is None:
             ctx.stats = {}
             return PassReport()
@@ -84,9 +91,12 @@ class Calibrate(Pass):
         return PassReport(notes=(f"{len(points)} tensors measured over {ctx.samples} samples",))
 
 
-def _points(graph: GraphModel, plan: Plan) -> Iterator[StatisticPoint]:
+def _points(graph: GraphModel, plan: Plan, *, channels: bool) -> Iterator[StatisticPoint]:
+    spread = {link.activation.tensor for link in links(graph, plan)} if channels else set()
     for activation in plan.activations.values():
-        if _measured(graph, plan, activation):
+        if activation.tensor in spread:
+            yield StatisticPoint(activation.tensor, StatKind.CHANNEL_ABSMAX)
+        elif _measured(graph, plan, activation):
             histogram = method_info(activation.method.name).needs_histogram
             yield StatisticPoint(activation.tensor, StatKind.HISTOGRAM if histogram else StatKind.RANGE)
 

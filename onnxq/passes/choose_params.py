@@ -7,17 +7,20 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
+from numpy.typing import NDArray
 
 from onnxq.algos import activation as activation_methods
 from onnxq.algos import weight as weight_methods
 from onnxq.algos.affine import params_from_range
 from onnxq.algos.bias_correct import quantize_bias
+from onnxq.algos.weight.pair_sums import largest_pair_sums, safe_scale
 from onnxq.errors import CalibrationError, GraphError
-from onnxq.graph import GraphModel
+from onnxq.graph import GraphModel, Node
 from onnxq.passes._base import Fact, Pass, PassReport
+from onnxq.passes._linear import optional_input
 from onnxq.passes._weights import weight_value
 from onnxq.plan import ActivationPlan, Plan, WeightPlan
-from onnxq.spec import QuantParams
+from onnxq.spec import PerBlock, QuantParams
 from onnxq.stats import TensorStats
 
 if TYPE_CHECKING:
@@ -54,7 +57,7 @@ class ChooseParams(Pass):
         notes: list[str] = []
         for weight in plan.weights:
             if weight.key not in params:
-                params[weight.key] = _weight(graph, weight)
+                params[weight.key] = _weight(graph, weight, safe_pairs=ctx.target.safe_pairs)
         for weight in plan.weights:
             notes += _fit_bias(graph, weight, params)
         ctx.params = params
@@ -90,24 +93,55 @@ def _group(members: list[ActivationPlan], stats: dict[str, TensorStats]) -> Quan
     return params_from_range(max(low, lower), min(high, upper), first.spec)
 
 
-def _weight(graph: GraphModel, plan: WeightPlan) -> QuantParams:
+def _weight(graph: GraphModel, plan: WeightPlan, *, safe_pairs: bool) -> QuantParams:
     method = weight_methods.config_from_dict(plan.method.name, plan.method.parameters())
     try:
-        return weight_methods.find_params(weight_value(graph, plan), plan.spec, method)
+        params = weight_methods.find_params(weight_value(graph, plan), plan.spec, method)
+        return _with_safe_pairs(graph, plan, params) if safe_pairs else params
     except CalibrationError as err:
         raise GraphError(f"weight {plan.tensor!r} of node {plan.node!r}: {err}; mend it, or skip the node") from err
 
 
+def _with_safe_pairs(graph: GraphModel, plan: WeightPlan, params: QuantParams) -> QuantParams:
+    """Scales with which no CPU saturates the sum of two products."""
+    spec = plan.spec
+    if not (plan.input and spec.bits == 8 and spec.qtype.signed and spec.symmetric):
+        return params
+    if isinstance(spec.granularity, PerBlock):
+        return params
+    rows = _sums(graph.node(plan.node), plan.index, weight_value(graph, plan))
+    if rows is None:
+        return params
+    matrix, outputs_first = rows
+    scale = safe_scale(params.scale, largest_pair_sums(matrix, outputs_first=outputs_first))
+    return QuantParams(spec, scale, params.zero_point)
+
+
+def _sums(node: Node, index: int, weight: NDArray[np.float32]) -> tuple[NDArray[np.float32], bool] | None:
+    """The weight as a matrix, one sum of products per row (or per column, then False), in the order it is added.
+
+    A convolution adds the channels of one kernel position after the other; a depthwise one has no
+    neighbours, and ConvTranspose, batched and left-hand weights have no integer kernel.
+    """
+    if node.op == "Conv":
+        depthwise = weight.shape[1] == 1 and weight.shape[0] == int(node.attrs.get("group", 1))
+        return None if depthwise else (np.moveaxis(weight, 1, -1).reshape(weight.shape[0], -1), True)
+    if weight.ndim == 2 and index == 1 and node.op in ("Gemm", "MatMul"):
+        return weight, bool(node.attrs.get("transB", 0))
+    return None
+
+
 def _fit_bias(graph: GraphModel, plan: WeightPlan, params: dict[str, QuantParams]) -> list[str]:
     """Let the weight's scale grow where the bias needs it."""
-    if not plan.bias:
+    tensor = optional_input(graph.node(plan.node), 2)
+    if not plan.bias or tensor is None:
         return []
-    bias = np.asarray(graph.value(graph.node(plan.node).inputs[2])).reshape(-1)
+    bias = np.asarray(graph.value(tensor)).reshape(-1)
     old = params[plan.key]
     try:
         fitted = quantize_bias(bias, float(params[plan.input].scale), old.scale)
     except CalibrationError as err:
-        raise GraphError(f"bias {plan.bias!r} of node {plan.node!r}: {err}") from err
+        raise GraphError(f"bias {tensor.name!r} of node {plan.node!r}: {err}") from err
     if not fitted.enlarged.any():
         return []
     params[plan.key] = QuantParams(old.spec, fitted.w_scale, old.zero_point)

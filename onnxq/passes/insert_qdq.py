@@ -15,6 +15,7 @@ from onnxq.algos.weight import quantize_weight
 from onnxq.errors import GraphError
 from onnxq.graph import GraphModel, LazyArray, Node, Tensor, Use
 from onnxq.passes._base import Fact, Pass, PassReport
+from onnxq.passes._linear import optional_input
 from onnxq.passes._weights import weight_value
 from onnxq.plan import ActivationPlan, Plan, WeightPlan
 from onnxq.spec import PerAxis, PerBlock, PerTensor, QuantParams
@@ -85,7 +86,7 @@ class _Writer:
         if plan.key not in self._weights:
             self._weights[plan.key] = self._coded_weight(plan, params)
         self._graph.set_input(node, plan.index, self._weights[plan.key])
-        if plan.bias:
+        if plan.bias and optional_input(node, 2) is not None:
             self._bias(node, plan, params)
 
     def _coded_weight(self, plan: WeightPlan, params: QuantParams) -> Tensor:

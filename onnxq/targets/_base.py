@@ -31,6 +31,8 @@ class Target:
         bias_codes: Whether biases are given as int32 codes.
         both_addends: Whether an Add wants codes of both inputs. If not, a linear operator in front of the
             Add keeps its float result: the backend fuses the Add into it.
+        safe_pairs: Whether some of its processors add two products in 16 bits, so that the scales of 8-bit
+            weights must leave room; see `onnxq.algos.weight.pair_sums`.
         opset: Oldest operator set it is written in.
         insertion: Which operators carry the scales.
     """
@@ -51,5 +53,6 @@ class Target:
     clamps: frozenset[str] = frozenset({"Relu", "Clip"})
     bias_codes: bool = True
     both_addends: bool = True
+    safe_pairs: bool = False
     opset: int = 13
     insertion: str = "qdq"

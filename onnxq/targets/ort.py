@@ -75,4 +75,5 @@ ORT = Target(
         }
     ),
     float_result=frozenset({"Gemm", "MatMul"}),
+    safe_pairs=True,
 )

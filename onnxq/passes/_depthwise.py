@@ -1,0 +1,64 @@
+"""Tensors whose channels can be scaled one by one at no cost: what lies in front of depthwise convolutions."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from onnxq.graph import GraphModel, Node
+from onnxq.passes._linear import why_shared
+from onnxq.plan import ActivationPlan, Plan, WeightPlan
+from onnxq.spec import PerAxis
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Link:
+    """A convolution, a clamp or nothing, and the depthwise convolution that reads the result.
+
+    Attributes:
+        activation: The tensor between them.
+        producer: The convolution in front.
+        clamp: The Relu or Clip between, or None.
+        consumer: The depthwise convolution.
+    """
+
+    activation: ActivationPlan
+    producer: Node
+    clamp: Node | None
+    consumer: Node
+
+
+def links(graph: GraphModel, plan: Plan) -> Iterator[Link]:
+    """Find them.
+
+    Both convolutions have a scale for each channel, so factors on the channels change nothing in the
+    precision of their weights.
+    """
+    weights = {w.node: w for w in plan.weights}
+    for activation in plan.activations.values():
+        if not activation.everywhere or activation.group != activation.tensor or len(activation.readers) != 1:
+            continue
+        tensor = graph.tensor(activation.tensor)
+        consumer = graph.node(activation.readers[0][0])
+        if why_shared(graph, tensor) or not _is_depthwise(graph, consumer) or not _per_channel(weights, consumer):
+            continue
+        producer = graph.producer(tensor)
+        clamp = producer if producer is not None and producer.name in plan.absorbed else None
+        if clamp is not None:
+            if clamp.op == "Clip" and activation.bounds[0] != 0:
+                continue
+            producer = graph.producer(clamp.inputs[0])
+        if producer is not None and producer.op == "Conv" and _per_channel(weights, producer):
+            yield Link(activation, producer, clamp, consumer)
+
+
+def _is_depthwise(graph: GraphModel, node: Node) -> bool:
+    if node.op != "Conv":
+        return False
+    shape = graph.shape(node.inputs[1]) or ()
+    return len(shape) >= 3 and shape[1] == 1 and int(node.attrs.get("group", 1)) > 1
+
+
+def _per_channel(weights: dict[str, WeightPlan], node: Node) -> bool:
+    plan = weights.get(node.name)
+    return plan is not None and plan.spec.granularity == PerAxis(0)
