@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import time
 
 import numpy as np
 import onnx
@@ -11,8 +12,10 @@ import pytest
 
 from onnxq.errors import DataError, GraphError
 from onnxq.graph import GraphModel
+from onnxq.modelio import load_model
 from onnxq.report import layers as layers_module
 from onnxq.report.compare import Options, compare
+from onnxq.report.latency import measure
 from onnxq.report.pairs import find_pairs
 from tests.graphs import build, normal, run
 
@@ -189,23 +192,79 @@ def test_layer_numbers(files):
     assert layer.metrics.max_abs <= 0.0251
 
 
-def test_layers_do_not_depend_on_how_they_are_packed(files, monkeypatch):
-    whole = compared(files, layers=True)
+def sessions_made(files, monkeypatch, **options):
+    """The layers, and how many outputs each session had after the two of the probe."""
     made = []
     original = layers_module.make_session
 
-    def counted(*args, **options):
-        made.append(len(options["outputs"]))
-        return original(*args, **options)
+    def counted(*args, **kwargs):
+        made.append(len(kwargs["outputs"]))
+        return original(*args, **kwargs)
 
     monkeypatch.setattr(layers_module, "make_session", counted)
-    monkeypatch.setattr(layers_module, "BUDGET", 1)
-    monkeypatch.setattr(layers_module.compare_layers, "__kwdefaults__", {
-        **layers_module.compare_layers.__kwdefaults__, "budget": 1,
-    })  # fmt: skip
-    split = compared(files, layers=True)
-    assert made[2:] == [1, 1, 1, 1]  # after the probe, one tensor at a time
-    assert [x.to_dict() for x in split.layers] == [x.to_dict() for x in whole.layers]
+    graphs = (load_model(files / name) for name in ("float.onnx", "quant.onnx"))
+    x = normal(21, 6, seed=5)
+    found = layers_module.compare_layers(*graphs, lambda: [{"x": x[:8]}, {"x": x[8:]}], {"x": x[:1]}, **options)
+    return [layer.to_dict() for layer in found], made[2:]
+
+
+def test_layers_do_not_depend_on_how_they_are_packed(files, monkeypatch):
+    whole, made = sessions_made(files, monkeypatch)
+    assert made == [2, 2]
+    one = (5 + 5 + 4 + 4) * 4  # bytes of both layers in both models for one sample
+    for budget, batch, expected in (
+        (one, 1, [2, 2]),
+        (one - 1, 1, [1] * 4),
+        (8 * one - 1, 8, [1] * 4),
+        (1, 1, [1] * 4),
+    ):
+        split, made = sessions_made(files, monkeypatch, budget=budget, batch=batch)
+        assert made == expected
+        assert split == whole
+
+
+def test_a_graph_output_is_compared_itself():
+    reference = build(
+        "g (float[N, 6] x) => (float[N, 5] h, float[N, 5] r) { h = MatMul(x, W)\n r = Relu(h) }", W=normal(6, 5)
+    )
+    text = """g (float[N, 6] x) => (float[N, 5] h, float[N, 5] d) {
+        h = MatMul(x, W)
+        q = QuantizeLinear(h, s, z)
+        d = DequantizeLinear(q, s, z)
+    }"""
+    assert pairs(reference, build(text, W=normal(6, 5), **codes())) == [("h", "h")]
+
+
+def test_the_worst_output_decides(files):
+    text = "g (float[N, 6] x) => (float[N, 6] a, float[N, 6] b) { a = Mul(x, P)\n b = Mul(x, Q) }"
+    for name, p, q in (("one", 1.0, 1.0), ("two", 1.01, 1.1)):
+        onnx.save(build(text, P=np.float32([p]), Q=np.float32([q])), files / f"{name}.onnx")
+    found = compared(files, "one.onnx", "two.onnx")
+    assert [round(o.metrics.sqnr_db) for o in found.outputs] == [40, 20]
+    assert found.worst.name == "b"
+    assert "output 'b'" in found.failures(min_sqnr=30)[0]
+
+
+class Slow:
+    """Stands in for a session that takes its time."""
+
+    def __init__(self, seconds):
+        self.seconds = seconds
+        self.runs = 0
+
+    def run(self, names, feed):
+        self.runs += 1
+        time.sleep(self.seconds)
+        return []
+
+
+def test_each_model_gets_its_own_time_and_as_many_runs():
+    slow, fast = Slow(0.006), Slow(0.002)
+    found = measure(slow, fast, {}, seconds=0.0)
+    assert found.reference_ms >= 6
+    assert 2 <= found.quantized_ms < found.reference_ms
+    assert found.ratio < 1
+    assert slow.runs == fast.runs
 
 
 def test_latency_is_measured_of_both(files, monkeypatch):
