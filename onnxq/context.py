@@ -28,6 +28,7 @@ class QuantContext:
         reader: The calibration data, or None where nothing needs any.
         plan: Which nodes and tensors are quantized, and how.
         stats: Statistics of tensors by name.
+        ranges: Smallest and largest real of a group of activations, where a pass has decided it.
         params: Scale and zero point by tensor name, for activations, weights and biases.
         reports: One per pass that ran.
         metadata: Entries for the model's `metadata_props`.
@@ -42,6 +43,7 @@ class QuantContext:
     reader: Reader | None = None
     plan: Plan | None = None
     stats: dict[str, TensorStats] = field(default_factory=dict)
+    ranges: dict[str, tuple[float, float]] = field(default_factory=dict)
     params: dict[str, QuantParams] = field(default_factory=dict)
     reports: list[PassReport] = field(default_factory=list)
     metadata: dict[str, str] = field(default_factory=dict)

@@ -32,6 +32,7 @@ from onnxq.passes.infer_shapes import InferShapes
 from onnxq.passes.insert_qdq import InsertQdq
 from onnxq.passes.lift_constants import LiftConstants
 from onnxq.passes.normalize_gemm import NormalizeGemm
+from onnxq.passes.search_ranges import SearchRanges
 from onnxq.passes.select_layers import SelectLayers
 from onnxq.passes.spread_channels import SpreadChannels
 from onnxq.passes.stamp import Stamp
@@ -126,7 +127,9 @@ class Result:
         }  # fmt: skip
 
 
-def build(recipe: Recipe, target: Target, *, plan_only: bool = False, instruments: Sequence[Instrument] = ()) -> PassManager:
+def build(
+    recipe: Recipe, target: Target, *, plan_only: bool = False, instruments: Sequence[Instrument] = ()
+) -> PassManager:
     """The passes of post-training quantization, in order.
 
     Args:
@@ -156,7 +159,7 @@ def build(recipe: Recipe, target: Target, *, plan_only: bool = False, instrument
         passes.append(Calibrate(channels=spread))
         if spread:
             passes.append(SpreadChannels())
-        passes += [ChooseParams(), *map(_refinement, recipe.refine), InsertQdq(), Sweep(), Stamp()]
+        passes += [SearchRanges(), ChooseParams(), *map(_refinement, recipe.refine), InsertQdq(), Sweep(), Stamp()]
     return PassManager(passes, tuple(instruments))
 
 
@@ -233,7 +236,7 @@ def _result(
     graph: GraphModel, ctx: QuantContext, notes: tuple[str, ...], source: Path | None, original: GraphModel
 ) -> Result:
     notes += tuple(n for r in ctx.reports for n in r.notes)
-    plan = ctx.plan or Plan()
+    plan = Plan() if ctx.plan is None else ctx.plan
     if not plan:
         notes += ("nothing in this model can be quantized: it is passed through unchanged",)
     notes = tuple(dict.fromkeys(notes))
@@ -283,12 +286,12 @@ def _recipe(recipe: RecipeLike | None, target: str | None) -> Recipe:
     return chosen
 
 
-def _context(
-    recipe: Recipe, reader: CheckedReader | None, threads: int, progress: Progress | None
-) -> QuantContext:
+def _context(recipe: Recipe, reader: CheckedReader | None, threads: int, progress: Progress | None) -> QuantContext:
     target = get_target(recipe.target)
     if target.insertion != "qdq":
-        raise RecipeError(f"target {target.name!r}: this version does not write the operators of {target.title}; use ort")
+        raise RecipeError(
+            f"target {target.name!r}: this version does not write the operators of {target.title}; use ort"
+        )
     return QuantContext(recipe, target, reader, threads=threads, seed=recipe.calibration.seed, progress=progress)
 
 
@@ -301,9 +304,7 @@ def _open(model: ModelLike) -> tuple[GraphModel, Path | None]:
     return load_model(path), path
 
 
-def _reader(
-    graph: GraphModel, data: DataLike | None, recipe: Recipe
-) -> tuple[CheckedReader | None, tuple[str, ...]]:
+def _reader(graph: GraphModel, data: DataLike | None, recipe: Recipe) -> tuple[CheckedReader | None, tuple[str, ...]]:
     options = recipe.calibration
     if data is None and not options.random:
         return None, ()
@@ -313,9 +314,7 @@ def _reader(
             raise RecipeError("calibration.random is true and data are given as well; decide for one")
         return as_reader(data, inputs, preprocess=options.preprocess, samples=options.samples), ()
     random = RandomReader(inputs, options.random_samples, seed=options.seed)
-    note = (
-        "calibrated with random data: scales mean nothing for real inputs, use the model for trying things out only"
-    )
+    note = "calibrated with random data: scales mean nothing for real inputs, use the model for trying things out only"
     return as_reader(random, inputs), (note,)
 
 

@@ -66,6 +66,15 @@ class ActivationMSE(Method):
     )
 
 
+class OutputMSE(Method):
+    """As `mse`; where a Clip follows, the range with the least squared error behind it."""
+
+    name: Literal["output_mse"] = "output_mse"
+    samples: Annotated[int, Field(strict=True, ge=1)] = Field(
+        default=8, description="How many samples the layers are run on for each candidate."
+    )
+
+
 class IFMR(Method):
     """Percentile start, then a search for the bound with the least mean squared error."""
 
@@ -119,7 +128,7 @@ def _weight_names() -> list[str]:
 
 
 ActivationMethod = Annotated[
-    MinMax | Percentile | KL | ActivationMSE | IFMR | HFMG,
+    MinMax | Percentile | KL | ActivationMSE | OutputMSE | IFMR | HFMG,
     Field(discriminator="name"),
     Shorthand("name", _activation_names),
 ]

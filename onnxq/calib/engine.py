@@ -245,9 +245,7 @@ def _add_sums(
             sums[name] = (values, count)
 
 
-def _merged(
-    crew: Sequence[_Worker], name: str, sums: Mapping[str, tuple[NDArray[np.float64], int]]
-) -> TensorStats:
+def _merged(crew: Sequence[_Worker], name: str, sums: Mapping[str, tuple[NDArray[np.float64], int]]) -> TensorStats:
     parts = [s for w in crew if (s := w.accumulators[name].stats()).count]
     if not parts:
         return crew[0].accumulators[name].stats()

@@ -14,7 +14,7 @@ import onnx
 from numpy.typing import NDArray
 
 from onnxq.calib.feeds import Feed
-from onnxq.runtime import make_session
+from onnxq.runtime import Session, make_session
 
 Array = NDArray[Any]
 
@@ -76,18 +76,9 @@ class SegmentRunner:
         return self._last_use.get(name, -1) > self._position
 
     def _run(self, nodes: list[onnx.NodeProto], reads: set[str], wanted: list[str]) -> None:
-        graph = onnx.GraphProto(name="segment")
-        graph.node.extend(nodes)
-        graph.initializer.extend(self._weight(n) for n in sorted(reads & self._constants))
         fed = sorted(reads - self._constants)
-        for name in fed:
-            array = self._live[0][name]
-            kind = onnx.helper.np_dtype_to_tensor_dtype(array.dtype)
-            graph.input.append(onnx.helper.make_tensor_value_info(name, kind, [None] * array.ndim))
-        graph.output.extend(onnx.ValueInfoProto(name=name) for name in wanted)
-        model = onnx.ModelProto(ir_version=self._model.ir_version, graph=graph)
-        model.opset_import.extend(self._model.opset_import)
-        session = make_session(model, threads=1)
+        weights = [self._weight(n) for n in sorted(reads & self._constants)]
+        session = piece_session(self._model, nodes, weights, {n: self._live[0][n] for n in fed}, wanted)
 
         def step(store: dict[str, Array]) -> None:
             found = session.run(wanted, {name: store[name] for name in fed})
@@ -96,6 +87,34 @@ class SegmentRunner:
         with ThreadPoolExecutor(self._workers) as pool:
             for _ in pool.map(step, self._live):
                 pass
+
+
+def piece_session(
+    model: onnx.ModelProto,
+    nodes: Sequence[onnx.NodeProto],
+    weights: Sequence[onnx.TensorProto],
+    fed: Mapping[str, Array],
+    outputs: Sequence[str],
+) -> Session:
+    """A session, on one thread, of some nodes of a model.
+
+    Args:
+        model: Where the operator sets are taken from.
+        nodes: In topological order.
+        weights: The initializers they read.
+        fed: An example of everything else they read.
+        outputs: What the session gives.
+    """
+    graph = onnx.GraphProto(name="piece")
+    graph.node.extend(nodes)
+    graph.initializer.extend(weights)
+    for name, array in fed.items():
+        kind = onnx.helper.np_dtype_to_tensor_dtype(array.dtype)
+        graph.input.append(onnx.helper.make_tensor_value_info(name, kind, [None] * array.ndim))
+    graph.output.extend(onnx.ValueInfoProto(name=name) for name in outputs)
+    piece = onnx.ModelProto(ir_version=model.ir_version, graph=graph)
+    piece.opset_import.extend(model.opset_import)
+    return make_session(piece, threads=1)
 
 
 def read_names(node: onnx.NodeProto) -> set[str]:

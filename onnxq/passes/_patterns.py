@@ -136,7 +136,7 @@ def _hard_swish(graph: GraphModel, curve: Node) -> list[str]:
             return []
         members.append(plus)
         source = _data(graph, plus)[0]
-    products = [n for n in _readers(graph, curve, "Mul", "Div")]
+    products = list(_readers(graph, curve, "Mul", "Div"))
     for first in products:
         members.append(first)
         if not any(t is source for t in first.inputs):

@@ -12,7 +12,7 @@ from onnxq.recipe import (
     ActivationConfig,
     ActivationMethod,
     Blockwise,
-    Percentile,
+    OutputMSE,
     TensorConfig,
     WeightConfig,
     WeightMethod,
@@ -20,7 +20,7 @@ from onnxq.recipe import (
 from onnxq.spec import Granularity, PerAxis, PerBlock, PerTensor, QType, QuantSpec
 from onnxq.targets import Target
 
-DEFAULT_METHOD = Percentile()
+DEFAULT_METHOD = OutputMSE()
 """How ranges of activations are chosen where nobody says."""
 FIRST_PER_AXIS = 13
 """The first operator set whose DequantizeLinear takes one scale per channel."""

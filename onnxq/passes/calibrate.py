@@ -14,12 +14,13 @@ from onnxq.calib.feeds import Feed
 from onnxq.calib.points import StatisticPoint, StatKind
 from onnxq.errors import DataError
 from onnxq.graph import GraphModel
-from onnxq.opinfo import OPS
 from onnxq.passes._base import Fact, Pass, PassReport
 from onnxq.passes._depthwise import links
 from onnxq.passes._inputs import inputs_of
 from onnxq.passes._linear import describe
-from onnxq.plan import ActivationPlan, Plan
+from onnxq.passes._measured import is_measured
+from onnxq.plan import Plan
+from onnxq.recipe import OutputMSE
 from onnxq.runtime import make_session, thread_count
 
 if TYPE_CHECKING:
@@ -96,20 +97,9 @@ def _points(graph: GraphModel, plan: Plan, *, channels: bool) -> Iterator[Statis
     for activation in plan.activations.values():
         if activation.tensor in spread:
             yield StatisticPoint(activation.tensor, StatKind.CHANNEL_ABSMAX)
-        elif _measured(graph, plan, activation):
-            histogram = method_info(activation.method.name).needs_histogram
+        elif is_measured(graph, plan, activation):
+            histogram = isinstance(activation.method, OutputMSE) or method_info(activation.method.name).needs_histogram
             yield StatisticPoint(activation.tensor, StatKind.HISTOGRAM if histogram else StatKind.RANGE)
-
-
-def _measured(graph: GraphModel, plan: Plan, activation: ActivationPlan) -> bool:
-    """Whether a tensor needs numbers of its own: not if it only passes on what its group has elsewhere."""
-    node = graph.producer(graph.tensor(activation.tensor))
-    if node is None or node.op not in OPS or OPS[node.op].kind not in ("passive", "join"):
-        return True
-    inputs = node.inputs if OPS[node.op].inputs is None else [node.inputs[i] for i in OPS[node.op].inputs or ()]
-    return not all(
-        t.name in plan.activations and plan.activations[t.name].group == activation.group for t in inputs if t.name
-    )
 
 
 def _explain(graph: GraphModel, feed: Feed) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
@@ -18,8 +17,10 @@ from onnxq.errors import CalibrationError, GraphError
 from onnxq.graph import GraphModel, Node
 from onnxq.passes._base import Fact, Pass, PassReport
 from onnxq.passes._linear import optional_input
+from onnxq.passes._measured import groups_of, merged_stats
 from onnxq.passes._weights import weight_value
 from onnxq.plan import ActivationPlan, Plan, WeightPlan
+from onnxq.recipe import ActivationMSE, OutputMSE
 from onnxq.spec import PerBlock, QuantParams
 from onnxq.stats import TensorStats
 
@@ -53,7 +54,7 @@ class ChooseParams(Pass):
             GraphError: If a weight holds NaN or infinity.
         """
         plan = ctx.plan or Plan()
-        params = _activations(plan, ctx.stats)
+        params = _activations(plan, ctx)
         notes: list[str] = []
         for weight in plan.weights:
             if weight.key not in params:
@@ -64,33 +65,23 @@ class ChooseParams(Pass):
         return PassReport(notes=tuple(notes))
 
 
-def _activations(plan: Plan, stats: dict[str, TensorStats]) -> dict[str, QuantParams]:
-    groups: dict[str, list[ActivationPlan]] = {}
-    for activation in plan.activations.values():
-        groups.setdefault(activation.group, []).append(activation)
+def _activations(plan: Plan, ctx: QuantContext) -> dict[str, QuantParams]:
     params: dict[str, QuantParams] = {}
-    for members in groups.values():
-        chosen = _group(members, stats)
+    for group, members in groups_of(plan).items():
+        low, high = ctx.ranges.get(group) or _find_range(members, ctx.stats)
+        chosen = params_from_range(low, high, members[0].spec)
         params |= {m.tensor: chosen for m in members}
     return params
 
 
-def _group(members: list[ActivationPlan], stats: dict[str, TensorStats]) -> QuantParams:
-    """One set of numbers for tensors that share them."""
-    first = members[0]
-    measured = [(m, stats[m.tensor]) for m in members if m.tensor in stats]
-    if not measured:
-        raise CalibrationError(f"tensor {first.tensor!r} was not measured; run Calibrate after SelectLayers")
-    total = measured[0][1]
-    for _, more in measured[1:]:
-        total = total.merge(more)
-    if not total.count:
-        raise CalibrationError(f"tensor {first.tensor!r} was empty for all samples; leave its nodes out with --skip")
-    method = activation_methods.config_from_dict(first.method.name, first.method.parameters())
-    low, high = activation_methods.find_range(total, first.spec, method)
-    lower = min((m.bounds[0] for m, _ in measured), default=-math.inf)
-    upper = max((m.bounds[1] for m, _ in measured), default=math.inf)
-    return params_from_range(max(low, lower), min(high, upper), first.spec)
+def _find_range(members: list[ActivationPlan], stats: dict[str, TensorStats]) -> tuple[float, float]:
+    total, bounds = merged_stats(members, stats)
+    method = members[0].method
+    if isinstance(method, OutputMSE):  # SearchRanges did not run, or nothing reads the tensor
+        method = ActivationMSE()
+    config = activation_methods.config_from_dict(method.name, method.parameters())
+    low, high = activation_methods.find_range(total, members[0].spec, config)
+    return max(low, bounds[0]), min(high, bounds[1])
 
 
 def _weight(graph: GraphModel, plan: WeightPlan, *, safe_pairs: bool) -> QuantParams:

@@ -1,0 +1,190 @@
+"""Chooses the range of an activation by what it does to the layers that read it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+
+from onnxq.algos import activation as activation_methods
+from onnxq.algos.affine import fake_quantize, params_from_range
+from onnxq.calib.chunks import rechunk, take
+from onnxq.calib.feeds import Feed
+from onnxq.calib.segments import piece_session, read_names
+from onnxq.graph import GraphModel, Node, Tensor
+from onnxq.passes._base import Fact, Pass, PassReport
+from onnxq.passes._inputs import inputs_of
+from onnxq.passes._measured import groups_of, is_measured, merged_stats
+from onnxq.passes._readers import Effect, effect_of
+from onnxq.plan import ActivationPlan, Plan
+from onnxq.recipe import OutputMSE
+from onnxq.runtime import make_session, thread_count
+from onnxq.spec import QuantSpec
+
+if TYPE_CHECKING:
+    from onnxq.context import QuantContext
+
+Range = tuple[float, float]
+
+_TINY = 1e-30
+
+FACTORS = (1.0, 0.9, 0.8, 0.7, 0.6, 0.5, 0.42, 0.35, 0.3, 0.25, 0.2)
+"""Parts of the observed range that are tried."""
+
+
+@dataclass(frozen=True)
+class SearchRanges(Pass):
+    """Writes ``ctx.ranges`` for every activation whose method is `output_mse`.
+
+    The squared error of a tensor itself, which its histogram gives, is a good guide in general. It
+    says little where a few huge values are cut off by a bounded Clip behind the next layer anyway. So
+    there, each candidate range is judged by the relative squared error in the outputs of the layers
+    that read the tensor, behind their Clips; residual Adds, pools and what only moves values are
+    looked through. Everything else stays float meanwhile. Only the readers are run again, so the cost
+    grows linearly with the model: that of about a dozen forward passes over `samples` samples.
+    Everywhere else the range with the least squared error of the tensor is left to ChooseParams.
+
+    Given:
+        a plan, its statistics with histograms, and ``ctx.reader``.
+    Result:
+        the graph unchanged; `ctx.ranges` by group.
+
+    Source: the layer-wise objective of Nagel et al., "A White Paper on Neural Network Quantization",
+    2021, section 3.1, carried over from weights to activations.
+    """
+
+    requires: ClassVar[frozenset[Fact]] = frozenset({Fact.PLAN, Fact.STATS})
+    preserves_function: ClassVar[bool] = True
+
+    def run(self, graph: GraphModel, ctx: QuantContext) -> PassReport:
+        """Search all groups.
+
+        Raises:
+            DataError: If the data do not fit the model.
+        """
+        plan = ctx.plan or Plan()
+        wanted = {g: m for g, m in groups_of(plan).items() if isinstance(m[0].method, OutputMSE)}
+        if not wanted or ctx.reader is None:
+            return PassReport()
+        order = {n.name: i for i, n in enumerate(graph.nodes())}
+        searches = [s for g, m in wanted.items() if (s := _prepare(graph, plan, order, g, m, ctx)) is not None]
+        inputs = inputs_of(graph)
+        count = max(m[0].method.samples for m in wanted.values() if isinstance(m[0].method, OutputMSE))
+        feeds = [f for _, f in rechunk(take(ctx.reader, count, inputs), count, inputs)]
+        _measure(graph, searches, feeds, ctx)
+        ctx.ranges = {s.group: s.best() for s in searches}
+        return PassReport(notes=(f"{len(searches)} ranges chosen by their effect on the layers behind them",))
+
+
+@dataclass(eq=False)
+class _Search:
+    """The candidates of one group and the errors found so far."""
+
+    group: str
+    spec: QuantSpec
+    effect: Effect
+    ranges: list[Range]
+    errors: NDArray[np.float64]
+
+    def best(self) -> Range:
+        return self.ranges[int(np.argmin(self.errors))]
+
+
+def _prepare(
+    graph: GraphModel,
+    plan: Plan,
+    order: Mapping[str, int],
+    group: str,
+    members: list[ActivationPlan],
+    ctx: QuantContext,
+) -> _Search | None:
+    sources = [m.tensor for m in members if is_measured(graph, plan, m)]
+    readers = [u for m in members for u in _uses(graph, m)]
+    effect = effect_of(graph, frozenset(plan.absorbed), order, sources, readers)
+    if not effect.saturates:
+        return None
+    stats, bounds = merged_stats(members, ctx.stats)
+    spec = members[0].spec
+    start = activation_methods.find_range(stats, spec, activation_methods.mse.MseConfig())
+    candidates = [start, *((stats.low * f, stats.high * f) for f in FACTORS)]
+    ranges = [(max(low, bounds[0]), min(high, bounds[1])) for low, high in candidates]
+    ranges = list(dict.fromkeys(ranges))
+    return _Search(group, spec, effect, ranges, np.zeros(len(ranges)))
+
+
+def _uses(graph: GraphModel, member: ActivationPlan) -> Iterator[Node]:
+    if member.everywhere:
+        for use in graph.consumers(graph.tensor(member.tensor)):
+            yield use.node
+    else:
+        for name, _ in member.readers:
+            yield graph.node(name)
+
+
+@dataclass(frozen=True)
+class _Judge:
+    """Runs the readers of one group after the other on the values of one feed.
+
+    Attributes:
+        skeleton: The model without its weights.
+        nodes: Its nodes by name.
+        constants: Its constants by name.
+        values: Every tensor the pieces are fed.
+    """
+
+    graph: GraphModel
+    skeleton: onnx.ModelProto
+    nodes: Mapping[str, onnx.NodeProto]
+    constants: Mapping[str, Tensor]
+    values: Feed
+
+    def __call__(self, search: _Search) -> None:
+        """Add the error of every candidate."""
+        protos = [self.nodes[n.name] for n in search.effect.nodes]
+        made = {name for proto in protos for name in proto.output}
+        reads = {name for proto in protos for name in read_names(proto)} - made
+        fed = {name: self.values[name] for name in sorted(reads - self.constants.keys())}
+        weights = [self._weight(name) for name in sorted(reads & self.constants.keys())]
+        outputs = list(search.effect.outputs)
+        session = piece_session(self.skeleton, protos, weights, fed, outputs)
+        expected = session.run(outputs, fed)
+        powers = [max(_power(y), _TINY) for y in expected]
+        sources = [name for name in search.effect.sources if name in fed]
+        for index, (low, high) in enumerate(search.ranges):
+            params = params_from_range(low, high, search.spec)
+            rounded = {name: fake_quantize(fed[name], params) for name in sources}
+            found = session.run(outputs, {**fed, **rounded})
+            errors = [_power(a - b) / p for a, b, p in zip(found, expected, powers, strict=True)]
+            search.errors[index] += sum(errors)
+
+    def _weight(self, name: str) -> onnx.TensorProto:
+        return onnx.numpy_helper.from_array(np.ascontiguousarray(self.graph.value(self.constants[name])), name)
+
+
+def _measure(graph: GraphModel, searches: Sequence[_Search], feeds: Sequence[Feed], ctx: QuantContext) -> None:
+    skeleton = graph.skeleton()
+    constants = {t.name: t for t in graph.constants()}
+    nodes = {n.name: n for n in skeleton.graph.node}
+    workers = thread_count(ctx.threads)
+    fed = {i.name for i in inputs_of(graph)}
+    taps = sorted({n for s in searches for n in s.effect.reads(set(constants)) if n not in fed})
+    session = make_session(graph, threads=1, outputs=taps) if taps else None
+    for feed in feeds:
+        values = dict(feed)
+        if session is not None:
+            values |= dict(zip(taps, session.run(taps, feed), strict=True))
+        judge = _Judge(graph, skeleton, nodes, constants, values)
+        with ThreadPoolExecutor(workers) as pool:
+            for done, _ in enumerate(pool.map(judge, searches), 1):
+                if ctx.progress is not None:
+                    ctx.progress("searching ranges", done, len(searches))
+
+
+def _power(x: NDArray[np.float32]) -> float:
+    flat = x.reshape(-1)
+    return float(np.dot(flat, flat))
