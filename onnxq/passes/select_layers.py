@@ -69,8 +69,6 @@ class SelectLayers(Pass):
 
 def _notes(graph: GraphModel, flow: Flow) -> tuple[str, ...]:
     if graph.opset < 13 and flow.quantized:
-        return (
-            f"the model stays at opset {graph.opset}, which has one scale for a whole weight only; "
-            "export it at opset 13 or newer for one per channel",
-        )
+        note = f"the model stays at opset {graph.opset}, which has one scale for a whole weight only; "
+        return (note + "export it at opset 13 or newer for one per channel",)
     return ()
