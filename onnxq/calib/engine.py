@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from onnxq.algos import kernels
 from onnxq.calib.chunks import rechunk
-from onnxq.calib.feeds import Feed, InputInfo
+from onnxq.calib.feeds import Feed, InputInfo, batching, sample_count
 from onnxq.calib.points import StatisticPoint, StatKind
 from onnxq.errors import CalibrationError
 from onnxq.runtime import Session
@@ -161,8 +161,9 @@ class Collector:
         return {name: _merged(crew, name, sums) for name in names}
 
     def _batches(self, feeds: Iterable[Feed], taps: Sequence[str]) -> Iterator[tuple[int, Feed]]:
-        if self.batch:
-            return rechunk(feeds, self.batch, self.inputs)
+        size = self.batch or batching(self.inputs).fixed
+        if size:
+            return rechunk(feeds, size, self.inputs)
         return self._sized(iter(feeds), taps)
 
     def _sized(self, feeds: Iterator[Feed], taps: Sequence[str]) -> Iterator[tuple[int, Feed]]:
@@ -210,8 +211,6 @@ def _chain(first: Feed, rest: Iterator[Feed]) -> Iterator[Feed]:
 
 
 def _rows(feed: Mapping[str, NDArray[Any]], inputs: Sequence[InputInfo]) -> int:
-    from onnxq.calib.feeds import batching, sample_count
-
     return sample_count(feed, batching(inputs).carried) or 1
 
 
