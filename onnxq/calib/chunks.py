@@ -153,6 +153,24 @@ def take(feeds: Iterable[Feed], count: int | None, inputs: Sequence[InputInfo] |
             return
 
 
+def first_batches(feeds: Iterable[Feed], count: int, batch: int, inputs: Sequence[InputInfo]) -> list[Feed]:
+    """The first `count` samples in batches of one size; whole batches, and one at least, where the model fixes it.
+
+    Args:
+        feeds: A reader, or any iterable of feeds.
+        count: How many samples.
+        batch: How many of them at a time; a batch that the model fixes takes precedence.
+        inputs: The model's inputs.
+
+    Raises:
+        DataError: If the model fixes its batch and there are not enough samples for one.
+    """
+    fixed = batching(inputs).fixed
+    if fixed is not None:
+        count = max(count // fixed, 1) * fixed
+    return [feed for _, feed in rechunk(take(feeds, count, inputs), batch, inputs)]
+
+
 class ContentDigest:
     """sha256 over samples that does not depend on the feeds they came in.
 
