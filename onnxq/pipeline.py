@@ -308,7 +308,10 @@ def _reader(graph: GraphModel, data: DataLike | None, recipe: Recipe) -> tuple[C
     options = recipe.calibration
     if data is None and not options.random:
         return None, ()
-    inputs = inputs_of(graph)
+    try:
+        inputs = inputs_of(graph)
+    except ModelError:  # Calibrate says so if it needs data
+        return None, ()
     if data is not None:
         if options.random:
             raise RecipeError("calibration.random is true and data are given as well; decide for one")

@@ -117,7 +117,7 @@ class BiasCorrection(Model):
     """Correct the mean shift of each layer's output, in graph order, in the layer's bias."""
 
     kind: Literal["bias_correction"] = "bias_correction"
-    samples: Count = Field(default=64, description="How many samples the means are taken over.")
+    samples: Count = Field(default=32, description="How many samples the means are taken over.")
 
 
 class GPTQ(Method):

@@ -79,6 +79,18 @@ class _Accumulator:
         return TensorStats(self.low, self.high, self.count, histogram, self.absmax)
 
 
+def batch_for(sample_bytes: float) -> int:
+    """How many samples to run at a time.
+
+    Args:
+        sample_bytes: Bytes of the tensors of interest of one sample.
+    """
+    batch = 1
+    while batch < LARGEST_BATCH and 2 * batch * sample_bytes <= BATCH_BYTES:
+        batch *= 2
+    return batch
+
+
 def by_channel(x: NDArray[np.float32], axis: int) -> NDArray[np.float32]:
     """View an array as (outer, channels, inner); a vector or a scalar is one channel."""
     if x.ndim == 0 or x.ndim <= axis % max(x.ndim, 1):
@@ -174,11 +186,8 @@ class Collector:
         sample = next(rechunk([first], 1, self.inputs))[1]
         found = self.session.run(taps, sample) if taps else []
         size = sum(x.nbytes for x in found if isinstance(x, np.ndarray)) + sum(x.nbytes for x in sample.values())
-        batch = 1
-        while batch < LARGEST_BATCH and 2 * batch * size <= BATCH_BYTES:
-            batch *= 2
         del found
-        yield from rechunk(_chain(first, feeds), batch, self.inputs)
+        yield from rechunk(_chain(first, feeds), batch_for(size), self.inputs)
 
     def _measure(self, worker: _Worker, taps: Sequence[str], feed: Feed) -> _Done:
         found: dict[str, Any] = dict(zip(taps, self.session.run(taps, feed), strict=True)) if taps else {}

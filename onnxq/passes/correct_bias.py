@@ -15,8 +15,8 @@ from onnxq.algos import kernels
 from onnxq.algos.affine import dequantize
 from onnxq.algos.bias_correct import correction
 from onnxq.algos.weight import quantize_weight
-from onnxq.calib.chunks import rechunk, take
-from onnxq.calib.engine import Collector, by_channel
+from onnxq.calib.chunks import first_batches
+from onnxq.calib.engine import Collector, batch_for, by_channel
 from onnxq.calib.feeds import Feed
 from onnxq.calib.points import StatisticPoint, StatKind
 from onnxq.calib.segments import SegmentRunner
@@ -31,7 +31,6 @@ from onnxq.runtime import make_session, thread_count
 if TYPE_CHECKING:
     from onnxq.context import QuantContext
 
-_BATCH = 8
 _COPIES = 4
 """How many tensors of the largest size may be alive at the same time in an ordinary network."""
 
@@ -57,7 +56,7 @@ class CorrectBias(Pass):
         samples: How many samples the means are taken over.
     """
 
-    samples: int = 64
+    samples: int = 32
 
     requires: ClassVar[frozenset[Fact]] = frozenset({Fact.PLAN, Fact.PARAMS})
 
@@ -78,7 +77,7 @@ class CorrectBias(Pass):
             return PassReport(skipped=skipped)
         inputs = inputs_of(graph)
         count = min(self.samples, _affordable(ctx))
-        feeds = [f for _, f in rechunk(take(ctx.reader, count, inputs), _BATCH, inputs)]
+        feeds = first_batches(ctx.reader, count, _batch(ctx), inputs)
         expected = _float_means(graph, layers, feeds, ctx)
         shifts = _shifts(graph, layers, feeds, expected, ctx)
         for layer, shift in zip(layers, shifts, strict=True):
@@ -97,6 +96,10 @@ def _affordable(ctx: QuantContext) -> int:
     return max(1, int(budget / max(_COPIES * largest, 1)))
 
 
+def _batch(ctx: QuantContext) -> int:
+    return batch_for(4 * sum(s.count for s in ctx.stats.values()) / max(ctx.samples, 1))
+
+
 def _axis(node: Node) -> int:
     return -1 if node.op == "Gemm" else 1
 
@@ -107,7 +110,7 @@ def _float_means(
     nodes = [graph.node(w.node) for w in layers]
     points = [StatisticPoint(n.outputs[0].name, StatKind.CHANNEL_SUM, _axis(n)) for n in nodes]
     session = make_session(graph, threads=1, outputs=[p.tensor for p in points])
-    collector = Collector(session, points, inputs_of(graph), workers=thread_count(ctx.threads), batch=1)
+    collector = Collector(session, points, inputs_of(graph), workers=thread_count(ctx.threads), batch=_batch(ctx))
     return {name: stats.channel_mean for name, stats in collector.run(feeds).items()}
 
 

@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 
 from onnxq.algos import activation as activation_methods
 from onnxq.algos.affine import fake_quantize, params_from_range
-from onnxq.calib.chunks import rechunk, take
+from onnxq.calib.chunks import first_batches
+from onnxq.calib.engine import batch_for
 from onnxq.calib.feeds import Feed
 from onnxq.calib.segments import piece_session, read_names
 from onnxq.graph import GraphModel, Node, Tensor
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 Range = tuple[float, float]
 
 _TINY = 1e-30
+_PATIENCE = 2
 
 FACTORS = (1.0, 0.9, 0.8, 0.7, 0.6, 0.5, 0.42, 0.35, 0.3, 0.25, 0.2)
 """Parts of the observed range that are tried."""
@@ -75,7 +77,8 @@ class SearchRanges(Pass):
         searches = [s for g, m in wanted.items() if (s := _prepare(graph, plan, order, g, m, ctx)) is not None]
         inputs = inputs_of(graph)
         count = max(m[0].method.samples for m in wanted.values() if isinstance(m[0].method, OutputMSE))
-        feeds = [f for _, f in rechunk(take(ctx.reader, count, inputs), count, inputs)]
+        size = 4 * sum(s.count for s in ctx.stats.values()) / max(ctx.samples, 1)
+        feeds = first_batches(ctx.reader, count, batch_for(size), inputs)
         _measure(graph, searches, feeds, ctx)
         ctx.ranges = {s.group: s.best() for s in searches}
         return PassReport(notes=(f"{len(searches)} ranges chosen by their effect on the layers behind them",))
@@ -111,10 +114,10 @@ def _prepare(
     stats, bounds = merged_stats(members, ctx.stats)
     spec = members[0].spec
     start = activation_methods.find_range(stats, spec, activation_methods.mse.MseConfig())
-    candidates = [start, *((stats.low * f, stats.high * f) for f in FACTORS)]
-    ranges = [(max(low, bounds[0]), min(high, bounds[1])) for low, high in candidates]
-    ranges = list(dict.fromkeys(ranges))
-    return _Search(group, spec, effect, ranges, np.zeros(len(ranges)))
+    candidates = [(max(stats.low * f, bounds[0]), min(stats.high * f, bounds[1])) for f in FACTORS]
+    start = (max(start[0], bounds[0]), min(start[1], bounds[1]))
+    ranges = sorted({start, *candidates}, key=lambda r: r[0] - r[1])
+    return _Search(group, spec, effect, ranges, np.full(len(ranges), np.inf))
 
 
 def _uses(graph: GraphModel, member: ActivationPlan) -> Iterator[Node]:
@@ -128,39 +131,47 @@ def _uses(graph: GraphModel, member: ActivationPlan) -> Iterator[Node]:
 
 @dataclass(frozen=True)
 class _Judge:
-    """Runs the readers of one group after the other on the values of one feed.
+    """Runs the readers of one group after the other on the values they are fed.
 
     Attributes:
+        graph: The graph, for its weights.
         skeleton: The model without its weights.
         nodes: Its nodes by name.
         constants: Its constants by name.
-        values: Every tensor the pieces are fed.
+        values: For each batch, every tensor the pieces are fed.
     """
 
     graph: GraphModel
     skeleton: onnx.ModelProto
     nodes: Mapping[str, onnx.NodeProto]
     constants: Mapping[str, Tensor]
-    values: Feed
+    values: Sequence[Feed]
 
     def __call__(self, search: _Search) -> None:
-        """Add the error of every candidate."""
+        """Try the candidates, the largest first, until the error has grown twice."""
         protos = [self.nodes[n.name] for n in search.effect.nodes]
         made = {name for proto in protos for name in proto.output}
         reads = {name for proto in protos for name in read_names(proto)} - made
-        fed = {name: self.values[name] for name in sorted(reads - self.constants.keys())}
+        fed = sorted(reads - self.constants.keys())
         weights = [self._weight(name) for name in sorted(reads & self.constants.keys())]
         outputs = list(search.effect.outputs)
-        session = piece_session(self.skeleton, protos, weights, fed, outputs)
-        expected = session.run(outputs, fed)
-        powers = [max(_power(y), _TINY) for y in expected]
-        sources = [name for name in search.effect.sources if name in fed]
+        example = {name: self.values[0][name] for name in fed}
+        session = piece_session(self.skeleton, protos, weights, example, outputs)
+        feeds = [{name: values[name] for name in fed} for values in self.values]
+        expected = [session.run(outputs, feed) for feed in feeds]
+        powers = [max(sum(map(_power, ys)), _TINY) for ys in zip(*expected, strict=True)]
+        grown = 0
         for index, (low, high) in enumerate(search.ranges):
             params = params_from_range(low, high, search.spec)
-            rounded = {name: fake_quantize(fed[name], params) for name in sources}
-            found = session.run(outputs, {**fed, **rounded})
-            errors = [_power(a - b) / p for a, b, p in zip(found, expected, powers, strict=True)]
-            search.errors[index] += sum(errors)
+            errors = np.zeros(len(outputs))
+            for feed, reference in zip(feeds, expected, strict=True):
+                rounded = {n: fake_quantize(feed[n], params) for n in search.effect.sources if n in feed}
+                found = session.run(outputs, {**feed, **rounded})
+                errors += [_power(a - b) for a, b in zip(found, reference, strict=True)]
+            search.errors[index] = float((errors / powers).sum())
+            grown = grown + 1 if search.errors[index] > search.errors[: index + 1].min() else 0
+            if grown == _PATIENCE:
+                return
 
     def _weight(self, name: str) -> onnx.TensorProto:
         return onnx.numpy_helper.from_array(np.ascontiguousarray(self.graph.value(self.constants[name])), name)
@@ -169,20 +180,19 @@ class _Judge:
 def _measure(graph: GraphModel, searches: Sequence[_Search], feeds: Sequence[Feed], ctx: QuantContext) -> None:
     skeleton = graph.skeleton()
     constants = {t.name: t for t in graph.constants()}
-    nodes = {n.name: n for n in skeleton.graph.node}
     workers = thread_count(ctx.threads)
     fed = {i.name for i in inputs_of(graph)}
     taps = sorted({n for s in searches for n in s.effect.reads(set(constants)) if n not in fed})
     session = make_session(graph, threads=1, outputs=taps) if taps else None
-    for feed in feeds:
-        values = dict(feed)
-        if session is not None:
-            values |= dict(zip(taps, session.run(taps, feed), strict=True))
-        judge = _Judge(graph, skeleton, nodes, constants, values)
-        with ThreadPoolExecutor(workers) as pool:
-            for done, _ in enumerate(pool.map(judge, searches), 1):
-                if ctx.progress is not None:
-                    ctx.progress("searching ranges", done, len(searches))
+
+    def run(feed: Feed) -> Feed:
+        return feed if session is None else {**feed, **dict(zip(taps, session.run(taps, feed), strict=True))}
+
+    with ThreadPoolExecutor(workers) as pool:
+        judge = _Judge(graph, skeleton, {n.name: n for n in skeleton.graph.node}, constants, list(pool.map(run, feeds)))
+        for done, _ in enumerate(pool.map(judge, searches), 1):
+            if ctx.progress is not None:
+                ctx.progress("searching ranges", done, len(searches))
 
 
 def _power(x: NDArray[np.float32]) -> float:

@@ -49,7 +49,7 @@ class SpreadChannels(Pass):
 
     def run(self, graph: GraphModel, ctx: QuantContext) -> PassReport:
         """Spread every such tensor."""
-        plan = ctx.plan or Plan()
+        plan = Plan() if ctx.plan is None else ctx.plan
         activations = dict(plan.activations)
         skipped: list[Skip] = []
         changed = 0
