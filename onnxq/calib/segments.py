@@ -155,5 +155,9 @@ def _cut(nodes: list[onnx.NodeProto], stops: list[str]) -> list[tuple[str, list[
 
 
 def _last_uses(pieces: Sequence[tuple[str, list[onnx.NodeProto]]]) -> Mapping[str, int]:
-    """The last piece that reads each tensor."""
-    return {name: i for i, (_, nodes) in enumerate(pieces) for node in nodes for name in read_names(node)}
+    """The last piece that reads each tensor or stops at it."""
+    return {
+        name: i
+        for i, (stop, nodes) in enumerate(pieces)
+        for name in [stop, *(name for node in nodes for name in read_names(node))]
+    }
