@@ -64,7 +64,7 @@ def test_all_problems_are_told_with_path_value_and_hint() -> None:
             {"activations": {"method": "klx"}},
             (
                 "activations.method: found 'klx'; must be one of 'minmax', 'percentile', "
-                "'kl', 'mse', 'ifmr', 'hfmg'; did you mean 'kl'?"
+                "'kl', 'mse', 'output_mse', 'ifmr', 'hfmg'; did you mean 'kl'?"
             ),
         ),
         (
