@@ -15,7 +15,7 @@ import onnx
 from onnxq._version import __version__
 from onnxq.calib.readers import CheckedReader, DataLike, RandomReader, as_reader
 from onnxq.context import QuantContext
-from onnxq.errors import ModelError, OnnxqError, PassError, RecipeError
+from onnxq.errors import DataError, ModelError, OnnxqError, PassError, RecipeError
 from onnxq.graph import GraphModel
 from onnxq.modelio import file_sha256, load_model, save_model
 from onnxq.passes._base import Instrument, Pass, PassManager, PassReport
@@ -141,6 +141,8 @@ def build(
     Raises:
         RecipeError: If the recipe asks for something that does not go together.
     """
+    if recipe.balance is not None:
+        raise RecipeError("balance: not available in this version; leave it out")
     passes: list[Pass] = [
         UpgradeOpset(*_opsets(recipe, target)),
         AssignNames(),
@@ -207,7 +209,12 @@ def quantize(
     original = graph.copy()
     reader, notes = _reader(graph, data, recipe_)
     ctx = _context(recipe_, reader, threads, progress)
-    _run(build(recipe_, ctx.target, instruments=(*instruments, _Digest(original, source, reader))), graph, ctx)
+    try:
+        _run(build(recipe_, ctx.target, instruments=(*instruments, _Digest(original, source, reader))), graph, ctx)
+    except DataError:
+        if reader is None:
+            inputs_of(graph)  # says so where no data can be given
+        raise
     if reader is not None:
         notes += reader.notes
     return _result(graph, ctx, (*graph.notes, *notes), source, original)
@@ -235,7 +242,8 @@ def plan_model(model: ModelLike, *, recipe: RecipeLike | None = None, target: st
 def _result(
     graph: GraphModel, ctx: QuantContext, notes: tuple[str, ...], source: Path | None, original: GraphModel
 ) -> Result:
-    notes += tuple(n for r in ctx.reports for n in r.notes)
+    telling = (UpgradeOpset.__name__, SelectLayers.__name__)  # the others' notes are statistics
+    notes += tuple(n for r in ctx.reports if r.name in telling for n in r.notes)
     plan = Plan() if ctx.plan is None else ctx.plan
     if not plan:
         notes += ("nothing in this model can be quantized: it is passed through unchanged",)
@@ -310,7 +318,7 @@ def _reader(graph: GraphModel, data: DataLike | None, recipe: Recipe) -> tuple[C
         return None, ()
     try:
         inputs = inputs_of(graph)
-    except ModelError:  # Calibrate says so if it needs data
+    except ModelError:  # it matters only if something can be quantized
         return None, ()
     if data is not None:
         if options.random:
