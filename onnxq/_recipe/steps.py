@@ -102,7 +102,8 @@ class CalibrationConfig(Model):
     samples: Count | None = Field(default=None, description="Use the first so many samples; absent: all of them.")
     batch_size: Count | None = Field(
         default=None,
-        description="Samples the model is given at a time; absent: chosen by the engine. The result is the same.",
+        description="How many samples other tools would run at a time. The engine always chooses by itself how many "
+        "it runs, so that this never changes the result.",
     )
     seed: Seed = Field(default=0, description="Seed of everything random.")
     random: Flag = Field(default=False, description="Use random data. Only good for trying things out.")

@@ -51,12 +51,11 @@ class Calibrate(Pass):
     preserves_function: ClassVar[bool] = True
 
     def check(self, graph: GraphModel, ctx: QuantContext) -> None:
-        """Raise `DataError` if data are needed and there are none, `ModelError` if there can be none."""
+        """Raise `DataError` if data are needed and there are none."""
         if ctx.plan is not None and ctx.plan.activations and ctx.reader is None:
-            inputs_of(graph)
             raise DataError(
                 f"{len(ctx.plan.activations)} activations need calibration data and none were given; "
-                "give samples (--data), or ask for random ones (calibration: {random: true})"
+                "give samples (--data), or ask for random ones by name (--random, calibration: {random: true})"
             )
 
     def run(self, graph: GraphModel, ctx: QuantContext) -> PassReport:
