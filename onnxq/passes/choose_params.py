@@ -58,7 +58,9 @@ class ChooseParams(Pass):
         notes: list[str] = []
         for weight in plan.weights:
             if weight.key not in params:
-                params[weight.key] = _weight(graph, weight, safe_pairs=ctx.target.safe_pairs)
+                params[weight.key] = _weight(graph, weight)
+            if ctx.target.safe_pairs:  # what are neighbours depends on the node, also where a weight is shared
+                params[weight.key] = _with_safe_pairs(graph, weight, params[weight.key])
         for weight in plan.weights:
             notes += _fit_bias(graph, weight, params)
         ctx.params = params
@@ -84,11 +86,10 @@ def _find_range(members: list[ActivationPlan], stats: dict[str, TensorStats]) ->
     return max(low, bounds[0]), min(high, bounds[1])
 
 
-def _weight(graph: GraphModel, plan: WeightPlan, *, safe_pairs: bool) -> QuantParams:
+def _weight(graph: GraphModel, plan: WeightPlan) -> QuantParams:
     method = weight_methods.config_from_dict(plan.method.name, plan.method.parameters())
     try:
-        params = weight_methods.find_params(weight_value(graph, plan), plan.spec, method)
-        return _with_safe_pairs(graph, plan, params) if safe_pairs else params
+        return weight_methods.find_params(weight_value(graph, plan), plan.spec, method)
     except CalibrationError as err:
         raise GraphError(f"weight {plan.tensor!r} of node {plan.node!r}: {err}; mend it, or skip the node") from err
 
