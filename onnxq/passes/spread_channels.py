@@ -98,4 +98,4 @@ def _spread(graph: GraphModel, link: Link, stats: TensorStats) -> TensorStats | 
 
 def _factors(largest: Vector, top: float) -> Vector:
     floor = top / _LARGEST_FACTOR
-    return np.where(largest > floor, top / np.maximum(largest, floor), 1.0)
+    return np.divide(top, largest, out=np.ones_like(largest), where=largest > floor)
