@@ -69,7 +69,11 @@ def effect_of(
         else:
             outputs |= dict.fromkeys(t.name for t in node.outputs if t.name and graph.is_float32(t))
     nodes = tuple(sorted(members.values(), key=lambda n: order[n.name]))
-    return Effect(tuple(sources), nodes, tuple(outputs), any(n.op == "Clip" for n in nodes))
+    return Effect(tuple(sources), nodes, tuple(outputs), any(map(_is_bounded, nodes)))
+
+
+def _is_bounded(node: Node) -> bool:
+    return node.op == "Clip" and ("max" in node.attrs or (len(node.inputs) > 2 and bool(node.inputs[2].name)))
 
 
 def _has_body(node: Node) -> bool:
