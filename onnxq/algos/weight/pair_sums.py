@@ -28,7 +28,7 @@ def largest_pair_sums(weight: NDArray[np.floating], *, outputs_first: bool) -> N
         shape (N,), float32, >= 0.
     """
     count = weight.shape[0] if outputs_first else weight.shape[1]
-    largest = np.zeros(count, np.float32)
+    largest: NDArray[np.float32] = np.zeros(count, np.float32)
     length = max(1, weight.shape[1])
     step = max(2, _ROWS // length // 2 * 2)
     for start in range(0, weight.shape[0], step):
