@@ -17,7 +17,7 @@ from onnxq.algos.bias_correct import correction
 from onnxq.algos.weight import quantize_weight
 from onnxq.calib.chunks import first_batches
 from onnxq.calib.engine import Collector, batch_for, by_channel
-from onnxq.calib.feeds import Feed
+from onnxq.calib.feeds import Feed, batching, sample_count
 from onnxq.calib.points import StatisticPoint, StatKind
 from onnxq.calib.segments import SegmentRunner
 from onnxq.graph import GraphModel, Node
@@ -82,7 +82,8 @@ class CorrectBias(Pass):
         shifts = _shifts(graph, layers, feeds, expected, ctx)
         for layer, shift in zip(layers, shifts, strict=True):
             _add_to_bias(graph, graph.node(layer.node), shift)
-        return PassReport(len(layers), skipped, (f"{len(layers)} biases corrected over {count} samples",))
+        used = sum(sample_count(feed, batching(inputs).carried) or 1 for feed in feeds)
+        return PassReport(len(layers), skipped, (f"{len(layers)} biases corrected over {used} samples",))
 
 
 def _has_bias_input(node: Node, plan: WeightPlan) -> bool:
