@@ -1,4 +1,4 @@
-"""CorrectBias: with rounded weights and new biases every layer has the mean of the float layer, at the cost of a few runs."""
+"""CorrectBias: with rounded weights and new biases every layer has the float mean, at the cost of a few runs."""
 
 from __future__ import annotations
 
