@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import numpy as np
+from numpy.typing import NDArray
 
 from onnxq.calib.feeds import Feed
 from onnxq.runtime import make_session
@@ -35,7 +36,7 @@ def largest_deviation(before: GraphModel, after: GraphModel, feed: Feed) -> floa
     return worst
 
 
-def _deviation(a: np.ndarray, b: np.ndarray) -> float:  # type: ignore[type-arg]
+def _deviation(a: NDArray[np.generic], b: NDArray[np.generic]) -> float:
     if a.shape != b.shape or a.dtype != b.dtype:
         return float("inf")
     if a.dtype.kind not in "fc":
