@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
+import weakref
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -61,7 +62,7 @@ class Session:
     Args:
         session: ONNX Runtime's own.
         source: What the model is called in messages.
-        folder: A folder that must live as long as the session.
+        folder: A folder that must live as long as the session, and no longer.
     """
 
     def __init__(
@@ -69,8 +70,9 @@ class Session:
     ) -> None:
         self._session = session
         self._source = source
-        self._folder = folder
         self.output_names: tuple[str, ...] = tuple(o.name for o in session.get_outputs())
+        if folder is not None:
+            weakref.finalize(self, folder.cleanup)
 
     @property
     def inputs(self) -> tuple[InputInfo, ...]:
@@ -125,7 +127,7 @@ def make_session(
     levels = ort.GraphOptimizationLevel
     options = _options(threads, levels.ORT_ENABLE_ALL if optimize else levels.ORT_DISABLE_ALL)
     content, folder = _content(model, outputs)
-    return Session(_load(content, options, source), source, folder)
+    return Session(_load(content, options, source, folder), source, folder)
 
 
 def optimized(model: Model | GraphModel, *, threads: int = 1) -> onnx.ModelProto:
@@ -139,7 +141,7 @@ def optimized(model: Model | GraphModel, *, threads: int = 1) -> onnx.ModelProto
     with tempfile.TemporaryDirectory() as scratch:
         path = Path(scratch) / "optimized.onnx"
         options.optimized_model_filepath = str(path)
-        _load(content, options, "the model")
+        _load(content, options, "the model", folder)
         result = onnx.load(path)
     if folder is not None:
         folder.cleanup()
@@ -155,10 +157,17 @@ def _options(threads: int, level: ort.GraphOptimizationLevel) -> ort.SessionOpti
     return options
 
 
-def _load(content: str | bytes, options: ort.SessionOptions, source: str) -> ort.InferenceSession:
+def _load(
+    content: str | bytes,
+    options: ort.SessionOptions,
+    source: str,
+    folder: tempfile.TemporaryDirectory[str] | None = None,
+) -> ort.InferenceSession:
     try:
         return ort.InferenceSession(content, options, providers=["CPUExecutionProvider"])
     except _RUNTIME_ERRORS as err:
+        if folder is not None:
+            folder.cleanup()
         raise ModelError(f"{source}: ONNX Runtime {version()} cannot load it: {_first_line(err)}") from err
 
 
@@ -190,7 +199,7 @@ def _content(
 
 
 def _with_outputs(model: onnx.ModelProto, outputs: Sequence[str] | None, *, own: bool = False) -> onnx.ModelProto:
-    """The model with other outputs; ONNX Runtime finds their types by itself."""
+    """The model with other outputs and only the nodes they need; ONNX Runtime finds their types by itself."""
     if outputs is None:
         return model
     changed = model if own else onnx.ModelProto()
@@ -200,7 +209,25 @@ def _with_outputs(model: onnx.ModelProto, outputs: Sequence[str] | None, *, own:
     wanted = [known.get(name, onnx.ValueInfoProto(name=name)) for name in outputs]
     del changed.graph.output[:]
     changed.graph.output.extend(wanted)
+    needed = set(outputs)
+    kept: list[onnx.NodeProto] = []
+    for node in reversed(changed.graph.node):
+        if not needed.isdisjoint(node.output):
+            kept.append(node)
+            needed |= _reads(node)
+    if len(kept) < len(changed.graph.node):
+        del changed.graph.node[:]
+        changed.graph.node.extend(reversed(kept))
     return changed
+
+
+def _reads(node: onnx.NodeProto) -> set[str]:
+    """Names a node reads, and those inside its bodies."""
+    names = set(node.input)
+    for attribute in node.attribute:
+        for body in [attribute.g] if attribute.HasField("g") else attribute.graphs:
+            names |= {o.name for o in body.output}.union(*map(_reads, body.node))
+    return names
 
 
 def _input_info(node: Any, source: str) -> InputInfo:  # noqa: ANN401 - onnxruntime has no types
