@@ -153,6 +153,10 @@ def build(
     if recipe.fuse.batchnorm:
         passes.append(FuseBatchNorm(recipe.fuse.skip_layers))
     if recipe.equalize.enabled:
+        if not recipe.fuse.batchnorm:
+            raise RecipeError(
+                "equalize.enabled needs folded weights: set fuse.batchnorm: true, or leave equalization out"
+            )
         options = recipe.equalize
         passes.append(EqualizeLayers(options.iterations, options.tolerance, options.drop_clips))
     passes += [NormalizeGemm(), SelectLayers()]
