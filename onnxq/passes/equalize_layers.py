@@ -13,6 +13,7 @@ from onnxq.graph import GraphModel, Node
 from onnxq.passes._base import Fact, Pass, PassReport, Skip
 from onnxq.passes._channel_path import Path, find_path
 from onnxq.passes._linear import LINEAR_OPS, Linear, Vector, describe, label, read_linear, write_bias, write_weight
+from onnxq.passes._rescaled import between, note_rescaled
 
 if TYPE_CHECKING:
     from onnxq.context import QuantContext
@@ -114,6 +115,7 @@ class EqualizeLayers(Pass):
         if changed:
             for path in changed:
                 _rewrite_between(graph, path, ranges[id(path.first.node)].outputs)
+                note_rescaled(ctx, between(graph, path.first.node, path.second.node))
             for layer in ranges.values():
                 _rewrite_layer(graph, layer)
             graph.sort()

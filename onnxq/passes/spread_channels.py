@@ -12,6 +12,7 @@ from onnxq.graph import GraphModel
 from onnxq.passes._base import Fact, Pass, PassReport, Skip
 from onnxq.passes._depthwise import Link, links
 from onnxq.passes._linear import Linear, Vector, read_linear, write_bias, write_weight
+from onnxq.passes._rescaled import between, note_rescaled
 from onnxq.plan import Plan, WeightPlan
 from onnxq.recipe import MinMax
 from onnxq.stats import TensorStats
@@ -63,6 +64,7 @@ class SpreadChannels(Pass):
                 skipped.append(Skip(link.consumer.name, reason))
                 continue
             ctx.stats[name] = reason
+            note_rescaled(ctx, list(between(graph, link.producer, link.consumer)))
             activations[name] = replace(link.activation, method=MinMax())
             changed += 1
         weights = tuple(_renamed(graph, weight) for weight in plan.weights)

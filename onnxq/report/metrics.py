@@ -245,4 +245,5 @@ def in_top(scores: Array, labels: NDArray[np.int64], count: int) -> NDArray[np.b
     before = np.arange(scores.shape[1])[np.newaxis] < labels[:, np.newaxis]
     better = (scores > own) | ((scores == own) & before)
     found: NDArray[np.bool_] = better.sum(axis=1) < count
-    return found & ~np.isnan(own[:, 0])
+    result: NDArray[np.bool_] = found & ~np.isnan(own[:, 0])
+    return result

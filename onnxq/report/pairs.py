@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 
 from onnxq.graph import GraphModel, Node, Tensor
@@ -31,18 +32,20 @@ def find_pairs(reference: GraphModel, quantized: GraphModel) -> tuple[Pair, ...]
 
     Where the quantized model uses a tensor only through QuantizeLinear and DequantizeLinear, what
     comes out of these is compared: this is what the next layers see. If they also do the work of a
-    Relu or Clip that the float model has behind the tensor, that one's output is the reference.
+    Relu or Clip that the float model has behind the tensor, that one's output is the reference. Tensors
+    whose channels were scaled on purpose are left out.
 
     Args:
         reference: The float model.
         quantized: What became of it.
     """
     known = quantized.tensors()
+    rescaled = rescaled_tensors(quantized)
     pairs: list[Pair] = []
     for node in reference.nodes():
         for tensor in node.outputs:
             other = known.get(tensor.name)
-            if not tensor.name or other is None or quantized.is_constant(other):
+            if not tensor.name or other is None or quantized.is_constant(other) or tensor.name in rescaled:
                 continue
             seen = _after_rounding(quantized, other)
             source, maker = tensor, node
@@ -52,6 +55,15 @@ def find_pairs(reference: GraphModel, quantized: GraphModel) -> tuple[Pair, ...]
                     source, maker = clamp.outputs[0], clamp
             pairs.append(Pair(maker.name or source.name, maker.op, source.name, seen.name))
     return tuple(pairs)
+
+
+def rescaled_tensors(quantized: GraphModel) -> frozenset[str]:
+    """Tensors whose channels were scaled on purpose: their values cannot be compared with the float model's."""
+    try:
+        names = json.loads(quantized.metadata.get("onnxq.rescaled_tensors", "[]"))
+    except json.JSONDecodeError:
+        return frozenset()
+    return frozenset(n for n in names if isinstance(n, str)) if isinstance(names, list) else frozenset()
 
 
 def _after_rounding(graph: GraphModel, tensor: Tensor) -> Tensor:
