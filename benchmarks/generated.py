@@ -66,7 +66,7 @@ def many_nodes(count: int, *, size: int = 4) -> onnx.ModelProto:
             x = w.node("Relu", [w.node("Add", [x, y])])
     shape = ["N", CHANNELS, size, size]
     image = helper.make_tensor_value_info("image", TensorProto.FLOAT, shape)
-    output = helper.make_tensor_value_info(x, TensorProto.FLOAT, None)
+    output = helper.make_tensor_value_info(x, TensorProto.FLOAT, shape)
     graph = helper.make_graph(w.nodes, "many_nodes", [image], [output], w.constants)
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
 

@@ -10,7 +10,6 @@ from datasets import Feed
 from onnxruntime.quantization import CalibrationDataReader, CalibrationMethod, QuantFormat, QuantType, quantize_static
 from onnxruntime.quantization.calibrate import create_calibrator
 from onnxruntime.quantization.registry import QDQRegistry, QLinearOpsRegistry
-from onnxruntime.quantization.shape_inference import quant_pre_process
 
 METHODS = {
     "minmax": CalibrationMethod.MinMax,
@@ -34,6 +33,8 @@ class Reader(CalibrationDataReader):
 
 def preprocess(model: Path, out: Path) -> None:
     """Fuse and infer shapes; without symbolic shapes where their inference fails."""
+    from onnxruntime.quantization.shape_inference import quant_pre_process  # imports sympy
+
     logging.disable(logging.WARNING)
     try:
         quant_pre_process(str(model), str(out), skip_symbolic_shape=False)

@@ -1,0 +1,225 @@
+"""The benchmarks measure what they say, on small sizes."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+import pytest
+from onnx import TensorProto, helper
+
+import onnxq
+
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT / "benchmarks"))
+
+import accuracy  # noqa: E402
+import calibration  # noqa: E402
+import datasets  # noqa: E402
+import generated  # noqa: E402
+import graph_work  # noqa: E402
+import latency  # noqa: E402
+import memory  # noqa: E402
+import peer  # noqa: E402
+import tools  # noqa: E402
+
+needs_peer = pytest.mark.skipif(
+    importlib.util.find_spec("sympy") is None, reason="onnxruntime.quantization needs sympy: pip install -e '.[bench]'"
+)
+MOBILENET = ROOT / "models" / "digits_mobilenet.onnx"
+
+
+@pytest.fixture
+def digits(tmp_path) -> str:
+    """A file with 40 calibration samples."""
+    with np.load(ROOT / "models" / "data" / "digits_calib.npz") as file:
+        np.savez(tmp_path / "digits.npz", image=file["image"][:40])
+    return str(tmp_path / "digits.npz")
+
+
+# ---- tools
+
+
+def test_a_child_returns_figures_and_its_own_peak(tmp_path):
+    ballast = np.ones(60_000_000)  # 480 MB of this process are none of the child's
+    row = tools.in_child(graph_work.run_once, model=str(MOBILENET))
+    assert row["seconds"] > 0
+    assert 20 < row["peak_mb"] < ballast.nbytes / 2**20
+
+
+def test_a_child_that_fails_tells_why():
+    with pytest.raises(tools.ChildError, match=r"absent\.onnx"):
+        tools.in_child(graph_work.run_once, model="absent.onnx")
+
+
+def test_alternated_measurements_take_turns_and_stop_where_they_fail():
+    calls = []
+
+    def note(name):
+        calls.append(name)
+        if name == "c":
+            raise tools.ChildError("it broke")
+        return {"x": len(calls)}
+
+    found = tools.alternate({name: lambda name=name: note(name) for name in "abc"}, 3)
+    assert "".join(calls) == "abcabab"
+    assert tools.failed(found["c"]) == "failed: it broke"
+    assert tools.failed(found["a"]) is None
+    assert tools.median(found["a"], "x") == 4
+
+
+def test_a_table_has_the_columns_of_all_its_rows(capsys):
+    from rich.console import Console
+
+    table = tools.Table("Title", [{"a": "x"}, {"a": "y", "b": 1.234}], ["a note"])
+    assert table.columns == ["a", "b"]
+    table.show(Console(width=80))
+    shown = capsys.readouterr().out
+    assert "1.23" in shown
+    assert "a note" in shown
+
+
+@needs_peer
+def test_a_benchmark_alone_writes_json(tmp_path):
+    command = [sys.executable, str(ROOT / "benchmarks" / "accuracy.py"), "--only", "digits_cnn", "--json"]
+    done = subprocess.run([*command, str(tmp_path / "out.json")], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    content = json.loads((tmp_path / "out.json").read_text())
+    ours, theirs = content["tables"][0]["rows"]
+    assert (ours["by"], theirs["by"]) == ("onnxq", "onnxruntime")
+    assert ours["SQNR dB"] > 30
+    assert ours["drop"] < 1
+    assert "SQNR dB" in theirs
+
+
+# ---- models and data
+
+
+@pytest.mark.parametrize("count", [20, 200])
+def test_the_model_of_many_nodes_runs(count):
+    model = generated.many_nodes(count)
+    assert len(model.graph.node) == count
+    assert {n.op_type for n in model.graph.node} == {"Conv", "BatchNormalization", "Relu", "Add", "Concat"}
+    onnx.checker.check_model(model, full_check=True)
+    session = ort.InferenceSession(model.SerializeToString())
+    found = session.run(None, {"image": np.ones((2, generated.CHANNELS, 4, 4), np.float32)})[0]
+    assert np.isfinite(found).all()
+    assert found.std() > 0
+
+
+def test_the_model_of_many_weights_keeps_them_in_a_file(tmp_path):
+    generated.many_weights(tmp_path / "m.onnx", 3 * 4 * 64 * 64 / 1e9, width=64)
+    assert (tmp_path / "m.onnx.data").stat().st_size == 3 * 4 * 64 * 64
+    assert (tmp_path / "m.onnx").stat().st_size < 2000
+    session = ort.InferenceSession(str(tmp_path / "m.onnx"))
+    found = session.run(None, {"x": np.ones((1, 64), np.float32)})[0]
+    assert np.isfinite(found).all()
+    assert found.any()
+
+
+def test_calibration_and_evaluation_data_are_disjoint():
+    for case in datasets.cases(tools.Options(zoo=None)):
+        known = {feed["image"].tobytes() for feed in case.calib()}
+        evaluation, labels = case.evaluation()
+        others = [x for feed in evaluation for x in feed["image"]]
+        assert len(others) == len(labels)
+        assert not known & {x[np.newaxis].tobytes() for x in others}
+
+
+def test_joined_feeds_hold_the_same_samples():
+    feeds = [{"x": np.full((1, 2), k), "y": np.full((1,), -k)} for k in range(5)]
+    found = datasets.joined(feeds, 2)
+    assert [len(f["x"]) for f in found] == [2, 2, 1]
+    assert np.concatenate([f["y"] for f in found]).tolist() == [0, -1, -2, -3, -4]
+
+
+# ---- what is measured
+
+
+def scaled(factor: float) -> onnx.ModelProto:
+    x = helper.make_tensor_value_info("x", TensorProto.FLOAT, ["N", 3])
+    y = helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["N", 3])
+    weight = onnx.numpy_helper.from_array(np.array([factor], np.float32), "w")
+    graph = helper.make_graph([helper.make_node("Mul", ["x", "w"], ["logits"])], "g", [x], [y], [weight])
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+
+
+def test_distance_of_models_that_differ_by_a_known_factor(tmp_path):
+    for name, factor in (("a", 1.0), ("b", 1.1), ("c", -1.0)):
+        onnx.save(scaled(factor), tmp_path / f"{name}.onnx")
+    feeds = [{"x": np.array([[1.0, 2.0, 3.0]], np.float32)}, {"x": np.array([[3.0, 2.0, 1.0]], np.float32)}]
+    reference = accuracy.Float(tmp_path / "a.onnx", feeds, np.array([2, 1]), 1)
+    row = reference.distance(tmp_path / "b.onnx")
+    assert row["SQNR dB"] == pytest.approx(20.0, abs=0.01)
+    assert (row["agree %"], row["float top-1"], row["drop"]) == (100.0, 50.0, 0.0)
+    opposite = reference.distance(tmp_path / "c.onnx")
+    assert opposite["SQNR dB"] == pytest.approx(-6.02, abs=0.01)
+    assert (opposite["agree %"], opposite["drop"]) == (0.0, 50.0)
+    assert reference.distance(tmp_path / "a.onnx")["SQNR dB"] == float("inf")
+
+
+def test_steps_of_graph_work_add_up(tmp_path):
+    onnx.save(generated.many_nodes(100), tmp_path / "m.onnx")
+    row = graph_work.quantize_nodes(str(tmp_path / "m.onnx"), str(tmp_path / "q.onnx"))
+    steps = {k: v for k, v in row.items() if k not in ("whole", "graph work")}
+    assert sum(steps.values()) == pytest.approx(row["whole"], rel=0.01)
+    assert row["graph work"] == pytest.approx(
+        row["whole"] - row["Calibrate"] - row["SearchRanges"] - row["CorrectBias"]
+    )
+    ops = [n.op_type for n in onnx.load(tmp_path / "q.onnx").graph.node]
+    assert "BatchNormalization" not in ops
+    assert ops.count("QuantizeLinear") > 20
+
+
+def test_weights_are_quantized_with_given_ranges(tmp_path):
+    generated.many_weights(tmp_path / "m.onnx", 4 * 4 * 64 * 64 / 1e9, width=64)
+    graph_work.quantize_weights(str(tmp_path / "m.onnx"), str(tmp_path / "q.onnx"))
+    model = onnx.load(tmp_path / "q.onnx")
+    coded = [t for t in model.graph.initializer if t.data_type == TensorProto.INT8 and len(t.dims) == 2]
+    assert len(coded) == 4
+    assert all(onnx.numpy_helper.to_array(t).any() for t in coded)
+
+
+@pytest.mark.parametrize("method", ["minmax", "output_mse"])
+def test_the_timed_passes_give_the_parameters(method, digits):
+    row = calibration.passes(str(MOBILENET), digits, method, 2)
+    assert 0 < row["seconds"] <= row["ranges"]
+    assert row["batch"] == 32
+
+
+def test_the_bare_loop_runs_all_feeds(digits):
+    assert len(calibration.load(digits)) == 40
+    assert calibration.bare(str(MOBILENET), digits, 8, 2)["seconds"] > 0
+
+
+@needs_peer
+def test_the_peer_is_timed_on_the_same_feeds(digits, tmp_path):
+    peer.preprocess(MOBILENET, tmp_path / "p.onnx")
+    row = tools.in_child(
+        calibration.peer_calibrator, prepared=str(tmp_path / "p.onnx"), data=digits, batch=8, method="entropy",
+        scratch=str(tmp_path / "a.onnx"),
+    )  # fmt: skip
+    assert row["seconds"] > 0
+
+
+def test_mixtures_are_the_same_each_time_and_not_kept():
+    base = np.random.default_rng(0).normal(size=(4, 2)).astype(np.float32)
+    data = memory.Mixtures("x", base, 50)
+    first, second = ([feed["x"] for feed in data] for _ in range(2))
+    assert len(first) == 50
+    assert np.array_equal(np.concatenate(first), np.concatenate(second))
+    assert first[0].dtype == np.float32
+    assert len({x.tobytes() for x in first}) > 40
+
+
+def test_latency_is_a_ratio_of_alternated_runs(digits, tmp_path):
+    onnxq.quantize(MOBILENET, digits).save(tmp_path / "q.onnx")
+    row = latency.alternated({"float": str(MOBILENET), "onnxq": str(tmp_path / "q.onnx")}, 1, 0.3)
+    assert row["turns"] > 10
+    assert row["onnxq / float"] == pytest.approx(row["onnxq"] / row["float"], rel=0.5)
