@@ -12,6 +12,7 @@ from onnxq.passes._specs import activation_spec
 from onnxq.plan import Role
 from onnxq.targets import Target
 
+CLAMPS = frozenset({"Relu", "Clip"})
 USELESS = "nothing after it computes with codes: {} in float is as fast and more accurate"
 
 
@@ -42,7 +43,19 @@ def settle(graph: GraphModel, verdicts: dict[str, Candidate | str], target: Targ
         verdicts: By node name: a candidate, or why the node stays float.
         target: The backend.
     """
-    useful = _useful(graph, verdicts)
+    verdicts = dict(verdicts)
+    while True:  # what turns out useless may have been what made others useful
+        flow = _once(graph, verdicts, target)
+        useful = _useful(graph, verdicts, target, flow)
+        useless = [n for n, c in flow.quantized.items() if c.kind != "lookup" and n not in useful]
+        if not useless:
+            return flow
+        verdicts |= {n: USELESS.format(flow.quantized[n].node.op) for n in useless}
+
+
+def _once(graph: GraphModel, verdicts: dict[str, Candidate | str], target: Target) -> Flow:
+    """One pass over the graph."""
+    useful = _useful(graph, verdicts, target)
     flow = Flow()
     for node in graph.nodes():
         name = label(node)
@@ -54,14 +67,20 @@ def settle(graph: GraphModel, verdicts: dict[str, Candidate | str], target: Targ
     return flow
 
 
-def _useful(graph: GraphModel, verdicts: dict[str, Candidate | str]) -> frozenset[str]:
-    """Names of candidates from which codes can flow to a linear operator."""
+def _useful(
+    graph: GraphModel, verdicts: dict[str, Candidate | str], target: Target, flow: Flow | None = None
+) -> frozenset[str]:
+    """Names of nodes from which codes can flow to a linear operator, or, in what was settled, do."""
     found: set[str] = set()
     for node in reversed(graph.nodes()):
         verdict = verdicts[label(node)]
-        if isinstance(verdict, str):
+        if flow is not None and not isinstance(verdict, str) and flow.roles[label(node)] == "float":
             continue
-        forced = verdict.settings.force and verdict.kind != "clamp"
+        if isinstance(verdict, str):  # a clamp that the backend fuses into the layer before it lets codes through
+            if node.op in CLAMPS - target.clamps and any(_wanted(graph, t, found) for t in node.outputs[:1]):
+                found.add(label(node))
+            continue
+        forced = target.all_codes or (verdict.settings.force and verdict.kind != "clamp")
         if verdict.kind == "linear" or forced or any(_wanted(graph, t, found) for t in verdict.results):
             found.add(label(node))
     return frozenset(found)
@@ -75,22 +94,51 @@ def _admit(graph: GraphModel, c: Candidate, useful: frozenset[str], flow: Flow, 
     """Write a candidate into `flow`; returns why it stays float, or an empty string."""
     name = label(c.node)
     if c.kind == "clamp":
-        return _clamp(graph, c, useful, flow, target)
+        return _clamp(graph, c, flow, target)
     if c.kind == "lookup":
         _note(flow, c, "quantized")
         return ""
     if name not in useful:
         return USELESS.format(c.node.op)
-    if c.kind != "linear" and not c.settings.force:
-        floats = [c.node.inputs[i] for i in c.data if c.node.inputs[i].name not in flow.coded]
-        skip_branch = c.kind == "arithmetic" and not target.both_addends and _fits_residual(graph, c)
-        if floats and not skip_branch:
+    if c.kind != "linear" and not c.settings.force and not target.all_codes:
+        floats = _costly(graph, c, flow, target)
+        if floats:
             return why_no_codes(graph, c, floats)
     _note(flow, c, "shared" if c.kind == "passive" else "quantized")
     if _gives_codes(graph, c, useful, target):
         for tensor in c.results:
             flow.coded[tensor.name] = c.node
     return ""
+
+
+def _costly(graph: GraphModel, c: Candidate, flow: Flow, target: Target) -> list[Tensor]:
+    """Inputs that come as floats and would have to be converted for this node only."""
+    floats = [c.node.inputs[i] for i in c.data if c.node.inputs[i].name not in flow.coded]
+    if c.kind == "unary" and _makes_any(target):  # what the layer before gives becomes codes at no cost
+        floats = [t for t in floats if not _from_quantized(graph, t, flow)]
+    if c.kind == "arithmetic" and len(floats) < len(c.data):
+        floats = [t for t in floats if not _is_gate(graph, t)]
+    if c.kind == "arithmetic" and not target.both_addends and _fits_residual(graph, c):
+        return []
+    return floats
+
+
+def _makes_any(target: Target) -> bool:
+    """Whether every layer of the backend can give codes and floats alike."""
+    return target.float_result >= {"Conv"}
+
+
+def _from_quantized(graph: GraphModel, tensor: Tensor, flow: Flow) -> bool:
+    maker = graph.producer(tensor)
+    while maker is not None and maker.op in CLAMPS:
+        maker = graph.producer(maker.inputs[0])
+    return maker is not None and flow.roles.get(label(maker)) == "quantized"
+
+
+def _is_gate(graph: GraphModel, tensor: Tensor) -> bool:
+    """Whether it has one number for each channel of an image: converting that costs nothing."""
+    shape = graph.shape(tensor) or ()
+    return len(shape) >= 3 and all(size == 1 for size in shape[2:])
 
 
 def _note(flow: Flow, c: Candidate, role: Role) -> None:
@@ -108,7 +156,7 @@ def _fits_residual(graph: GraphModel, c: Candidate) -> bool:
 def _gives_codes(graph: GraphModel, c: Candidate, useful: frozenset[str], target: Target) -> bool:
     if c.node.op not in target.float_result:
         return True
-    if target.float_result >= {"Conv"}:
+    if _makes_any(target):
         return False  # nothing needs codes behind it; readers that want codes ask for them
     return all(_only_codes(graph, t, useful) for t in c.results)
 
@@ -126,7 +174,17 @@ def _only_codes(graph: GraphModel, tensor: Tensor, useful: frozenset[str]) -> bo
     )
 
 
-def _clamp(graph: GraphModel, c: Candidate, useful: frozenset[str], flow: Flow, target: Target) -> str:
+def _clamp(graph: GraphModel, c: Candidate, flow: Flow, target: Target) -> str:
+    """Let a Relu or Clip disappear, or compute with codes; otherwise say why it stays float."""
+    reason = _absorb(graph, c, flow, target)
+    if reason and target.all_codes:
+        _note(flow, c, "quantized")
+        flow.coded[c.results[0].name] = c.node
+        return ""
+    return reason
+
+
+def _absorb(graph: GraphModel, c: Candidate, flow: Flow, target: Target) -> str:
     """A Relu or Clip disappears where its input is codes nobody else reads."""
     source, result = c.node.inputs[0], c.results[0]
     maker = flow.coded.get(source.name)

@@ -11,7 +11,7 @@ from onnxq.graph import GraphModel, Node, Tensor
 LAYER_NORM = "it is part of a layer normalization, which runs as one float kernel"
 GELU = "it is part of a Gelu, which runs as one float kernel"
 HARD_SWISH = "it is part of a HardSwish, whose intermediate values lose too much in 8 bits"
-ATTENTION = "it is the softmax of an attention, or what scales and masks it; 8 bits lose too much there"
+ATTENTION = "it is part of an attention: a product, the softmax, what scales or masks it; 8 bits lose too much there"
 
 _ELEMENTWISE = frozenset({"Add", "Sub", "Mul", "Div", "Pow", "Sqrt", "Reciprocal", "Where", "Cast", "Neg"})
 _DEPTH = 6
@@ -148,13 +148,20 @@ def _hard_swish(graph: GraphModel, curve: Node) -> list[str]:
 
 
 def _attention(graph: GraphModel, softmax: Node) -> list[str]:
-    """A Softmax between two MatMuls, with what scales and masks its input."""
-    if not any(True for _ in _readers(graph, softmax, "MatMul")):
+    """A Softmax between two MatMuls of activations, these, and what scales and masks its input.
+
+    Measured on one core with AVX2, 64 channels a head and 128 to 512 positions: with codes the two products
+    make the block 2 to 5 % faster and cost 3 to 7 dB.
+    """
+    readers = list(_readers(graph, softmax, "MatMul"))
+    if not readers:
         return []
-    members = [softmax]
+    members = [softmax, *(n for n in readers if len(_data(graph, n)) == 2)]
     tensor = softmax.inputs[0]
     for _ in range(_DEPTH):
         before = _producer(graph, tensor)
+        if before is not None and before.op == "MatMul" and len(_data(graph, before)) == 2:
+            members.append(before)
         if before is None or before.op not in _ELEMENTWISE:
             break
         members.append(before)

@@ -7,10 +7,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from onnxq.graph import GraphModel, Node, Tensor
+from onnxq.passes._bias import bias_place
 from onnxq.passes._candidates import Candidate
 from onnxq.passes._flow import Flow
 from onnxq.passes._linear import label
-from onnxq.passes._specs import activation_method, activation_spec, weight_method, weight_spec
+from onnxq.passes._specs import activation_method, activation_spec, keeps_codes, weight_method, weight_spec
 from onnxq.plan import ActivationPlan, Decision, Plan, WeightPlan
 from onnxq.recipe import AbsMax, ActivationConfig, Recipe
 from onnxq.spec import PerBlock, PerTensor, QuantSpec
@@ -58,6 +59,14 @@ class _Placer:
 
     # ---- activations
 
+    def _tables(self) -> frozenset[str]:
+        """Results of lookups that hand on the codes of their table: these have its numbers, not their own."""
+        return frozenset(
+            c.results[0].name
+            for c in self.flow.quantized.values()
+            if c.kind == "lookup" and keeps_codes(self._weight_spec(c), self.target)
+        )
+
     def _readers(self) -> dict[str, list[tuple[str, int]]]:
         found: dict[str, list[tuple[str, int]]] = {}
         for name, c in self.flow.quantized.items():
@@ -80,6 +89,8 @@ class _Placer:
 
     def _activations(self) -> dict[str, ActivationPlan]:
         readers = self._readers()
+        for name in self._tables():
+            readers.pop(name, None)
         order = [t.name for t in self.graph.inputs] + [t.name for n in self.graph.nodes() for t in n.outputs]
         named = [n for n in dict.fromkeys(order) if n in readers or n in self.flow.coded]
         groups = self._groups(named)
@@ -145,17 +156,25 @@ class _Placer:
         return WeightPlan(name, index, tensor, tensor, spec, AbsMax())
 
     def _weight(self, name: str, c: Candidate, activations: dict[str, ActivationPlan]) -> WeightPlan:
-        config = c.settings.weights
-        spec = weight_spec(self.graph, c.node, c.weight, config, self.target)
-        if c.kind == "lookup" and config.granularity is None:
-            spec = QuantSpec(spec.qtype, PerTensor(), spec.symmetric, spec.bits, spec.narrow)
+        spec = self._weight_spec(c)
         tensor = c.node.inputs[c.weight].name
         source = next((c.node.inputs[i].name for i in c.data), "")
-        bias = c.info.bias is not None and self.target.bias_codes and source in activations
+        bias = self.target.bias_codes and source in activations and self._has_bias(c)
         return WeightPlan(
-            name, c.weight, tensor, tensor, spec, weight_method(config),
+            name, c.weight, tensor, tensor, spec, weight_method(c.settings.weights),
             bias=bias and not isinstance(spec.granularity, PerBlock), input=source,
         )  # fmt: skip
+
+    def _has_bias(self, c: Candidate) -> bool:
+        """Whether it has a bias that gets int32 codes: not the constant of an Add that has codes of its own."""
+        found = bias_place(self.graph, c.node)
+        return found is not None and (found[0] is c.node or label(found[0]) not in self.flow.quantized)
+
+    def _weight_spec(self, c: Candidate) -> QuantSpec:
+        spec = weight_spec(self.graph, c.node, c.weight, c.settings.weights, self.target)
+        if c.kind == "lookup" and c.settings.weights.granularity is None:
+            return QuantSpec(spec.qtype, PerTensor(), spec.symmetric, spec.bits, spec.narrow)
+        return spec
 
     def _unique(self, plans: Iterator[WeightPlan]) -> Iterator[WeightPlan]:
         """Give a weight that its readers want differently a key for each way."""

@@ -60,7 +60,7 @@ def weight_spec(graph: GraphModel, node: Node, index: int, config: WeightConfig,
     Raises:
         RecipeError: If the target does not execute the type, or the granularity does not fit.
     """
-    qtype = _qtype(config, target.weight)
+    qtype = _qtype(config, target.activation if stands_for_activation(node, index) else target.weight)
     if qtype not in target.weight_types:
         known = ", ".join(sorted(t.label for t in target.weight_types))
         raise RecipeError(f"weights.type: {target.title} does not execute {qtype.label} weights; use {known}")
@@ -68,6 +68,16 @@ def weight_spec(graph: GraphModel, node: Node, index: int, config: WeightConfig,
     narrow = _or(config.narrow, target.weight_narrow and symmetric and qtype.signed)
     granularity = _granularity(graph, node, index, config, target)
     return QuantSpec(qtype, granularity, symmetric, config.bits or 0, narrow)
+
+
+def stands_for_activation(node: Node, index: int) -> bool:
+    """Whether kernels take the constant at input `index` for an activation: a left factor, or a table of rows."""
+    return index == 0 and node.op in ("MatMul", "Gather")
+
+
+def keeps_codes(spec: QuantSpec, target: Target) -> bool:
+    """Whether rows of a table of this kind can go on as codes: one scale, and a type activations have."""
+    return isinstance(spec.granularity, PerTensor) and spec.qtype == target.activation and spec.bits == spec.qtype.bits
 
 
 def _granularity(graph: GraphModel, node: Node, index: int, config: WeightConfig, target: Target) -> Granularity:

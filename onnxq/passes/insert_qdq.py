@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, ClassVar
@@ -15,13 +16,15 @@ from onnxq.algos.weight import quantize_weight
 from onnxq.errors import GraphError
 from onnxq.graph import GraphModel, LazyArray, Node, Tensor, Use
 from onnxq.passes._base import Fact, Pass, PassReport
-from onnxq.passes._linear import optional_input
+from onnxq.passes._bias import bias_place
+from onnxq.passes._specs import keeps_codes
 from onnxq.passes._weights import weight_value
 from onnxq.plan import ActivationPlan, Plan, WeightPlan
 from onnxq.spec import PerAxis, PerBlock, PerTensor, QuantParams
 
 if TYPE_CHECKING:
     from onnxq.context import QuantContext
+    from onnxq.targets import Target
 
 _INT32 = (1 << 31) - 1
 
@@ -50,7 +53,7 @@ class InsertQdq(Pass):
             GraphError: If the plan does not fit the graph.
         """
         plan = ctx.plan or Plan()
-        writer = _Writer(graph, plan, ctx.params)
+        writer = _Writer(graph, plan, ctx.params, ctx.target)
         for weight in plan.weights:
             writer.weight(weight)
         for name in plan.absorbed:
@@ -70,10 +73,11 @@ class InsertQdq(Pass):
 
 
 class _Writer:
-    def __init__(self, graph: GraphModel, plan: Plan, params: dict[str, QuantParams]) -> None:
+    def __init__(self, graph: GraphModel, plan: Plan, params: dict[str, QuantParams], target: Target) -> None:
         self._graph = graph
         self._plan = plan
         self._params = params
+        self._target = target
         self._weights: dict[str, Tensor] = {}
         self._numbers: dict[str, tuple[Tensor, Tensor]] = {}
 
@@ -82,12 +86,15 @@ class _Writer:
     def weight(self, plan: WeightPlan) -> None:
         """Put codes in the place of a weight and of its bias."""
         node = self._graph.node(plan.node)
+        place = bias_place(self._graph, node) if plan.bias else None
         params = self._params[plan.key]
         if plan.key not in self._weights:
             self._weights[plan.key] = self._coded_weight(plan, params)
         self._graph.set_input(node, plan.index, self._weights[plan.key])
-        if plan.bias and optional_input(node, 2) is not None:
-            self._bias(node, plan, params)
+        if node.op == "Gather" and keeps_codes(params.spec, self._target):
+            self._rows(node, self._weights[plan.key])
+        if place is not None:
+            self._bias(*place, plan, params)
 
     def _coded_weight(self, plan: WeightPlan, params: QuantParams) -> Tensor:
         values = weight_value(self._graph, plan)
@@ -96,9 +103,24 @@ class _Writer:
         constant = self._graph.add_constant(f"{base}_quantized", codes, qtype=params.spec.qtype)
         return self._dequantize(base, constant, self._constants(base, params), params)
 
-    def _bias(self, node: Node, plan: WeightPlan, params: QuantParams) -> None:
-        bias = np.asarray(self._graph.value(node.inputs[2])).reshape(-1)
+    def _rows(self, node: Node, table: Tensor) -> None:
+        """Codes for what a lookup gives: those of the table, so that it can pick them without converting it."""
+        graph, result = self._graph, node.outputs[0]
+        dequantize = graph.producer(table)
+        numbers = dequantize.inputs[1:]
+        if graph.is_output(result) or graph.read_by_subgraph(result):
+            floats = graph.new_variable(f"{result.name}_float", np.float32, graph.shape(result))
+            graph.replace_output(node, 0, floats)
+            self._convert(result.name, floats, numbers, result)
+        else:
+            uses = graph.consumers(result)
+            graph.replace_uses(result, self._convert(result.name, result, numbers), uses)
+
+    def _bias(self, node: Node, index: int, plan: WeightPlan, params: QuantParams) -> None:
+        bias = np.asarray(self._graph.value(node.inputs[index])).reshape(-1)
         coded = quantize_bias(bias, float(self._params[plan.input].scale), params.scale, limit=_INT32)
+        if coded.enlarged.any() and self._graph.node(plan.node) is not node:
+            return  # an Add can do without codes; for the bias of a layer the scale of the weight has been chosen
         base = f"{plan.node}_bias"
         per_tensor = isinstance(params.spec.granularity, PerTensor)
         scale = coded.scale[:1].reshape(()) if per_tensor else coded.scale
@@ -112,7 +134,7 @@ class _Writer:
             "DequantizeLinear", [constant, *numbers], name=f"{base}_dequantize",
             outputs=[f"{base}_dequantized"], attrs=attrs, dtype=np.float32, shape=bias.shape,
         )  # fmt: skip
-        self._graph.set_input(node, 2, out.outputs[0])
+        self._graph.set_input(node, index, out.outputs[0])
 
     # ---- activations
 
@@ -155,16 +177,18 @@ class _Writer:
         self._pair(floats, plan, tensor)
 
     def _pair(self, tensor: Tensor, plan: ActivationPlan, result: Tensor | None = None) -> Tensor:
-        params = self._params[plan.tensor]
-        scale, zero_point = self._shared(plan, params)
-        codes = self._graph.add_node(
-            "QuantizeLinear", [tensor, scale, zero_point], name=f"{plan.tensor}_quantize",
-            outputs=[f"{plan.tensor}_quantized"], dtype=code_dtype(params.spec), shape=self._graph.shape(tensor),
+        return self._convert(plan.tensor, tensor, self._shared(plan, self._params[plan.tensor]), result)
+
+    def _convert(self, name: str, tensor: Tensor, numbers: Sequence[Tensor], result: Tensor | None = None) -> Tensor:
+        """QuantizeLinear and DequantizeLinear behind `tensor`, called after `name`."""
+        graph = self._graph
+        codes = graph.add_node(
+            "QuantizeLinear", [tensor, *numbers], name=f"{name}_quantize", outputs=[f"{name}_quantized"],
+            dtype=graph.dtype(numbers[1]), shape=graph.shape(tensor),
         ).outputs[0]  # fmt: skip
-        return self._graph.add_node(
-            "DequantizeLinear", [codes, scale, zero_point], name=f"{plan.tensor}_dequantize",
-            outputs=[f"{plan.tensor}_dequantized" if result is None else result],
-            dtype=np.float32, shape=self._graph.shape(tensor),
+        return graph.add_node(
+            "DequantizeLinear", [codes, *numbers], name=f"{name}_dequantize",
+            outputs=[f"{name}_dequantized" if result is None else result], dtype=np.float32, shape=graph.shape(tensor),
         ).outputs[0]  # fmt: skip
 
     def _shared(self, plan: ActivationPlan, params: QuantParams) -> tuple[Tensor, Tensor]:

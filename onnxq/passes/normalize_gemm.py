@@ -1,4 +1,4 @@
-"""Gemm with plain factors: alpha and beta merged into the constants they multiply."""
+"""Gemm with plain factors and one bias, and MatMul with its bias as such a Gemm."""
 
 from __future__ import annotations
 
@@ -9,32 +9,66 @@ import numpy as np
 
 from onnxq.graph import GraphModel, Node
 from onnxq.passes._base import Fact, Pass, PassReport
-from onnxq.passes._linear import optional_input
+from onnxq.passes._linear import kind, label, optional_input
 
 if TYPE_CHECKING:
     from onnxq.context import QuantContext
+    from onnxq.recipe import Recipe
 
 
 @dataclass(frozen=True)
 class NormalizeGemm(Pass):
-    """``alpha * A B + beta * C`` becomes ``A (alpha B) + (beta C)`` with C of shape (N,).
+    """``alpha * A B + beta * C`` becomes ``A (alpha B) + (beta C)`` with C of shape (N,), ``A B + C`` too.
 
     Given:
-        a Gemm whose B, and C if it has one, are float32 constants.
+        a Gemm whose B, and C if it has one, are float32 constants; a MatMul of a matrix and a constant one
+        whose result only an Add of a constant reads.
     Result:
-        the same Gemm with alpha and beta 1 and a bias with one number per output; new constants, the
-        old ones stay for their other readers. A bias that differs from row to row is left as it is.
+        a Gemm with alpha and beta 1 and a bias with one number per output; new constants, the old ones
+        stay for their other readers. The Gemm that a MatMul and its Add become has the name of the MatMul.
+        A bias that differs from row to row is left as it is, and so is a MatMul or Add the recipe skips.
 
-    Codes need this: the scale of an int32 bias is the product of two scales and of nothing else.
+    Codes need this: the scale of an int32 bias is the product of two scales and of nothing else. And ONNX
+    Runtime would make a float Gemm of the MatMul and the Add, which then takes no codes.
     """
 
-    requires: ClassVar[frozenset[Fact]] = frozenset({Fact.CONSTANTS_LIFTED})
+    requires: ClassVar[frozenset[Fact]] = frozenset({Fact.CONSTANTS_LIFTED, Fact.SHAPES})
     invalidates: ClassVar[frozenset[Fact]] = frozenset({Fact.PARAMS})
     preserves_function: ClassVar[bool] = True
 
     def run(self, graph: GraphModel, ctx: QuantContext) -> PassReport:
         """Rewrite every Gemm that can be."""
-        return PassReport(changed=sum(_normalize(graph, node) for node in graph.nodes("Gemm")))
+        merged = sum(_merge_bias(graph, node, ctx.recipe) for node in graph.nodes("MatMul"))
+        if merged:
+            graph.sort()
+        return PassReport(changed=merged + sum(_normalize(graph, node) for node in graph.nodes("Gemm")))
+
+
+def _merge_bias(graph: GraphModel, node: Node, recipe: Recipe | None) -> bool:
+    """Make one Gemm of a MatMul and the Add behind it."""
+    result, weight = node.outputs[0], node.inputs[1]
+    if not graph.is_private(result) or graph.rank(node.inputs[0]) != 2 or graph.rank(weight) != 2:
+        return False
+    add = graph.consumers(result)[0].node
+    if kind(add) != "Add" or any(recipe is not None and recipe.resolve(label(n), kind(n)).skip for n in (node, add)):
+        return False
+    bias = add.inputs[1] if add.inputs[0] is result else add.inputs[0]
+    if any(not graph.is_constant(t) or not graph.is_float32(t) for t in (weight, bias)):
+        return False
+    outputs = (graph.shape(weight) or ())[1]
+    if not isinstance(outputs, int):
+        return False
+    values = graph.value(bias)
+    if values.ndim > 2 or values.shape not in ((), (1,), (1, 1), (outputs,), (1, outputs)):
+        return False
+    flat = np.broadcast_to(values.reshape(-1), (outputs,))
+    if values.shape != flat.shape:
+        bias = graph.add_constant(graph.unique_name(f"{bias.name}_flat"), np.ascontiguousarray(flat))
+    name, inputs, final = node.name, [node.inputs[0], weight, bias], add.outputs[0]
+    graph.remove_node(add)
+    graph.remove_node(node)
+    graph.add_node("Gemm", inputs, name=name, outputs=[final], dtype=np.float32, shape=graph.shape(final))
+    return True
 
 
 def _normalize(graph: GraphModel, node: Node) -> bool:

@@ -10,7 +10,7 @@ from onnxq.passes._base import Fact, Pass, PassReport, Skip
 from onnxq.passes._candidates import Candidate, examine
 from onnxq.passes._flow import Flow, settle
 from onnxq.passes._linear import kind, label
-from onnxq.passes._patterns import fused_patterns
+from onnxq.passes._patterns import ATTENTION, fused_patterns
 from onnxq.passes._placement import place
 from onnxq.plan import Decision, Plan
 
@@ -61,6 +61,8 @@ class SelectLayers(Pass):
 
     def _judge(self, graph: GraphModel, ctx: QuantContext) -> dict[str, Candidate | str]:
         patterns = fused_patterns(graph)
+        if ctx.target.all_codes:
+            patterns = {n: reason for n, reason in patterns.items() if reason != ATTENTION}
         return {
             label(n): examine(graph, n, ctx.recipe.resolve(label(n), kind(n)), ctx.target, patterns)
             for n in graph.nodes()

@@ -31,6 +31,8 @@ class Target:
         bias_codes: Whether biases are given as int32 codes.
         both_addends: Whether an Add wants codes of both inputs. If not, a linear operator in front of the
             Add keeps its float result: the backend fuses the Add into it.
+        all_codes: Whether floats cost more than anything else, so that every operator it computes gets codes
+            even where the neighbours have none.
         safe_pairs: Whether some of its processors add two products in 16 bits, so that the scales of 8-bit
             weights must leave room; see `onnxq.algos.weight.pair_sums`.
         opset: Oldest operator set it is written in.
@@ -53,6 +55,7 @@ class Target:
     clamps: frozenset[str] = frozenset({"Relu", "Clip"})
     bias_codes: bool = True
     both_addends: bool = True
+    all_codes: bool = False
     safe_pairs: bool = False
     opset: int = 13
     insertion: str = "qdq"

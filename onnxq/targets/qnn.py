@@ -65,4 +65,5 @@ QNN = Target(
         ]
     ),
     slower=MappingProxyType({}),
+    all_codes=True,
 )
