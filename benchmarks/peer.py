@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -36,10 +37,14 @@ def preprocess(model: Path, out: Path) -> None:
     from onnxruntime.quantization.shape_inference import quant_pre_process  # imports sympy
 
     logging.disable(logging.WARNING)
+    model, out, here = model.resolve(), out.resolve(), Path.cwd()
+    os.chdir(out.parent)  # where it fails it leaves files behind in the working folder
     try:
         quant_pre_process(str(model), str(out), skip_symbolic_shape=False)
     except Exception:  # noqa: BLE001 - it raises bare Exception
         quant_pre_process(str(model), str(out), skip_symbolic_shape=True)
+    finally:
+        os.chdir(here)
 
 
 def quantize(model: Path, out: Path, feeds: list[Feed] | Iterator[Feed], method: str = "minmax") -> None:
