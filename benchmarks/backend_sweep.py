@@ -143,7 +143,7 @@ def bind(case: Case) -> Case | None:
     model.CopyFrom(case.model)
     names = [n for n, a in feed.items() if a.dtype == np.float32][1:]
     for name in names:
-        model.graph.initializer.append(numpy_helper.from_array(np.ascontiguousarray(feed[name]), name))
+        model.graph.initializer.append(numpy_helper.from_array(np.array(feed[name], order="C"), name))
     kept = [i for i in model.graph.input if i.name not in names]
     del model.graph.input[:]
     model.graph.input.extend(kept)

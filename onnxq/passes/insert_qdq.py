@@ -65,10 +65,10 @@ class InsertQdq(Pass):
 
     def verify(self, graph: GraphModel, ctx: QuantContext) -> None:
         """Raise `GraphError` if a planned activation has no QuantizeLinear."""
-        quantized = {n.inputs[0].name for n in graph.nodes("QuantizeLinear")}
-        outputs = {t.name for t in graph.outputs}
+        done = {n.inputs[0].name for n in graph.nodes("QuantizeLinear")}
+        done |= {n.outputs[0].name for n in graph.nodes("DequantizeLinear")}  # where the name had to stay behind it
         for name in (ctx.plan or Plan()).activations:
-            if name not in quantized and name not in outputs:
+            if name not in done:
                 raise GraphError(f"activation {name!r} was planned and has no QuantizeLinear")
 
 
