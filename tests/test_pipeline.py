@@ -223,6 +223,48 @@ def test_scales_are_in_the_result() -> None:
     assert scales["x_scale"] == result.params["x"].scale
 
 
+def test_every_bias_has_the_scale_of_its_products() -> None:
+    """Backends add int32 biases to int32 sums of products, whatever scale the model gives them."""
+    model = build(
+        NET.replace("(x, W1)", "(x, W1, B1)").replace("(f, W2)", "(f, W2, B2)"),
+        W1=normal(5, 3, 3, 3), W2=normal(5, 4), B1=normal(5) * 10, B2=normal(4) * 5,
+    )  # fmt: skip
+    x = data(32)
+    result = onnxq.quantize(model, x, recipe={"refine": []})
+    makers = {n.output[0]: n for n in result.model.graph.node}
+    values = {t.name: onnx.numpy_helper.to_array(t) for t in result.model.graph.initializer}
+    biases = {"c1": normal(5) * 10, "fc": normal(4) * 5}
+    scales = set()
+    for node in result.model.graph.node:
+        if node.name in biases:
+            scale_x, scale_w, scale_b = (values[makers[name].input[1]] for name in node.input)
+            np.testing.assert_array_equal(scale_b, scale_x * scale_w)
+            codes = values[makers[node.input[2]].input[0]]
+            assert codes.dtype == np.int32
+            np.testing.assert_array_equal(codes, np.rint(biases[node.name] / scale_b.astype(np.float64)))
+            scales.add(float(scale_x))
+    assert len(scales) == 2
+    plain, fused = run(result.model, x)["y"], run(result.model, x, optimize=True)["y"]
+    step = float(result.params["f"].scale)  # sums that end near the middle between two codes may go either way
+    np.testing.assert_allclose(fused, plain, atol=1.01 * step * np.abs(normal(5, 4)).sum(axis=0).max())
+
+
+@pytest.mark.parametrize("clamp", ["Relu (a)", "Clip (a, zero, six)"])
+def test_a_clamp_stays_where_others_read_what_is_in_front_of_it(clamp: str) -> None:
+    model = build(
+        f"""g (float[N,3,8,8] x) => (float[N,4,8,8] y) {{
+            [c1] a = Conv (x, W1) [clamp] r = {clamp} [c2] b = Conv (r, W2)
+            [sum] s = Add (a, b) [c3] y = Conv (s, W3) }}""",
+        W1=normal(4, 3, 1, 1), W2=normal(4, 4, 1, 1), W3=normal(4, 4, 1, 1, seed=1),
+        zero=np.float32(0), six=np.float32(6),
+    )  # fmt: skip
+    x = data(32)
+    result = onnxq.quantize(model, x)
+    assert ops(result.model).count(clamp.split()[0]) == 1
+    wanted, found = run(model, x)["y"], run(result.model, x)["y"]
+    assert 10 * np.log10((wanted**2).sum() / ((wanted - found) ** 2).sum()) > 30
+
+
 # ---- nothing to do -----------------------------------------------------------------------------
 
 
