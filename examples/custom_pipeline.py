@@ -6,10 +6,7 @@ cannot work is an error when it is constructed, before anything runs.
 
 from pathlib import Path
 
-from onnxq.context import QuantContext
-from onnxq.errors import RecipeError
-from onnxq.modelio import load_model
-from onnxq.passes._base import Pass, PassManager
+from onnxq import Pass, PassManager, QuantContext, Recipe, RecipeError, get_target, load_model
 from onnxq.passes.assign_names import AssignNames
 from onnxq.passes.equalize_layers import EqualizeLayers
 from onnxq.passes.fold_constants import FoldConstants
@@ -17,8 +14,6 @@ from onnxq.passes.fuse_batchnorm import FuseBatchNorm
 from onnxq.passes.infer_shapes import InferShapes
 from onnxq.passes.lift_constants import LiftConstants
 from onnxq.passes.sweep import Sweep
-from onnxq.recipe import Recipe
-from onnxq.targets import get_target
 
 MODELS = Path(__file__).resolve().parent.parent / "models"
 

@@ -9,10 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
-from onnxq.context import QuantContext
+from onnxq import PassManager, QuantContext, Recipe, get_target, load_model
 from onnxq.instruments import DumpAfterEachPass, Progress, Timing, VerifyEquivalence
-from onnxq.modelio import load_model
-from onnxq.passes._base import PassManager
 from onnxq.passes.assign_names import AssignNames
 from onnxq.passes.equalize_layers import EqualizeLayers
 from onnxq.passes.fold_constants import FoldConstants
@@ -20,8 +18,6 @@ from onnxq.passes.fuse_batchnorm import FuseBatchNorm
 from onnxq.passes.infer_shapes import InferShapes
 from onnxq.passes.lift_constants import LiftConstants
 from onnxq.passes.sweep import Sweep
-from onnxq.recipe import Recipe
-from onnxq.targets import get_target
 
 MODELS = Path(__file__).resolve().parent.parent / "models"
 

@@ -8,17 +8,12 @@ from pathlib import Path
 
 import numpy as np
 
-from onnxq.context import QuantContext
-from onnxq.graph import GraphModel
-from onnxq.modelio import load_model
-from onnxq.passes._base import Fact, Pass, PassManager, PassReport
+from onnxq import Fact, GraphModel, Pass, PassManager, PassReport, QuantContext, Recipe, get_target, load_model
 from onnxq.passes.assign_names import AssignNames
 from onnxq.passes.fuse_batchnorm import FuseBatchNorm
 from onnxq.passes.lift_constants import LiftConstants
 from onnxq.passes.sweep import Sweep
-from onnxq.recipe import Recipe
 from onnxq.runtime import make_session
-from onnxq.targets import get_target
 
 MODELS = Path(__file__).resolve().parent.parent / "models"
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -19,6 +20,11 @@ PROMISES = {
         "pass 2 EqualizeLayers needs BN_FUSED, which only FuseBatchNorm after it provides",
         "preserves the function: False",
         "skip_layers lists",
+    ],
+    "quantize_step_by_step.py": [
+        "float: accuracy 99.",
+        "head stays float: the recipe skips 'head'",
+        "int8: accuracy 99.",
     ],
 }
 
@@ -44,3 +50,22 @@ def test_example_is_short_and_says_what_it_shows(path: Path) -> None:
     lines = path.read_text().splitlines()
     assert len(lines) < 60
     assert lines[0].startswith('"""')
+
+
+def test_the_code_in_the_documentation_runs(tmp_path: Path) -> None:
+    text = (ROOT / "docs" / "writing_a_pass.md").read_text(encoding="utf-8")
+    blocks = [block.split("```")[0] for block in text.split("```python\n")[1:]]
+    program = "\n".join([*blocks[:2], "print(report.changed, [n.op for n in graph.nodes('Clip')])"])
+    shutil.copy(ROOT / "models" / "digits_mobilenet.onnx", tmp_path / "model.onnx")
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", program], cwd=tmp_path, capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
+    changed, clips = done.stdout.split(maxsplit=1)
+    assert int(changed) > 10
+    assert clips.strip() == "[]"
+
+
+@pytest.mark.parametrize("path", EXAMPLES, ids=lambda p: p.name)
+def test_examples_import_no_private_module(path: Path) -> None:
+    assert "._" not in "\n".join(line for line in path.read_text().splitlines() if line.startswith(("import", "from")))
