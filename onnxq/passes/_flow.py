@@ -114,7 +114,7 @@ def _admit(graph: GraphModel, c: Candidate, useful: frozenset[str], flow: Flow, 
 def _costly(graph: GraphModel, c: Candidate, flow: Flow, target: Target) -> list[Tensor]:
     """Inputs that come as floats and would have to be converted for this node only."""
     floats = [c.node.inputs[i] for i in c.data if c.node.inputs[i].name not in flow.coded]
-    if c.kind == "unary" and _makes_any(target):  # what the layer before gives becomes codes at no cost
+    if c.kind in ("unary", "passive", "join") and _makes_any(target):  # what the layer before gives becomes codes at no cost
         floats = [t for t in floats if not _from_quantized(graph, t, flow)]
     if c.kind == "arithmetic" and len(floats) < len(c.data):
         floats = [t for t in floats if not _is_gate(graph, t)]

@@ -166,9 +166,14 @@ class _Placer:
         )  # fmt: skip
 
     def _has_bias(self, c: Candidate) -> bool:
-        """Whether it has a bias that gets int32 codes: not the constant of an Add that has codes of its own."""
+        """Whether its bias, which correction may give it still, gets int32 codes.
+
+        That is not so for the constant of an Add that has codes of its own.
+        """
+        if c.info.bias is not None:
+            return True
         found = bias_place(self.graph, c.node)
-        return found is not None and (found[0] is c.node or label(found[0]) not in self.flow.quantized)
+        return found is not None and label(found[0]) not in self.flow.quantized
 
     def _weight_spec(self, c: Candidate) -> QuantSpec:
         spec = weight_spec(self.graph, c.node, c.weight, c.settings.weights, self.target)
