@@ -13,6 +13,7 @@ from onnxq.passes._linear import describe, kind, optional_input, why_not_constan
 from onnxq.recipe import Settings
 from onnxq.targets import Target
 
+_WITH_BODIES = frozenset({"If", "Loop", "Scan", "SequenceMap"})
 FORCE = "a rule with quantize: true quantizes it all the same"
 
 
@@ -54,7 +55,7 @@ def examine(
     info = OPS.get(op)
     if settings.skip:
         return settings.reason
-    if any(_is_graph(v) for v in node.attrs.values()):
+    if op in _WITH_BODIES:
         return f"the bodies of {node.op} nodes are left float"
     if info is None:
         return f"{target.title} does not compute {op} with codes"
@@ -62,12 +63,6 @@ def examine(
     if reason is not None:
         return reason
     return _with_tensors(graph, node, info, settings)
-
-
-def _is_graph(value: object) -> bool:
-    return type(value).__name__ in ("Graph", "GraphProto") or (
-        isinstance(value, (list, tuple)) and any(map(_is_graph, value))
-    )
 
 
 def _refused(op: str, info: OpInfo, settings: Settings, target: Target) -> str | None:

@@ -44,11 +44,14 @@ def settle(graph: GraphModel, verdicts: dict[str, Candidate | str], target: Targ
         target: The backend.
     """
     verdicts = dict(verdicts)
+    first: dict[str, str] = {}
     while True:  # what turns out useless may have been what made others useful
         flow = _once(graph, verdicts, target)
         useful = _useful(graph, verdicts, target, flow)
         useless = [n for n, c in flow.quantized.items() if c.kind != "lookup" and n not in useful]
+        first = flow.reasons | first  # later ones are consequences
         if not useless:
+            flow.reasons = {n: first[n] for n in flow.reasons}
             return flow
         verdicts |= {n: USELESS.format(flow.quantized[n].node.op) for n in useless}
 
@@ -114,7 +117,9 @@ def _admit(graph: GraphModel, c: Candidate, useful: frozenset[str], flow: Flow, 
 def _costly(graph: GraphModel, c: Candidate, flow: Flow, target: Target) -> list[Tensor]:
     """Inputs that come as floats and would have to be converted for this node only."""
     floats = [c.node.inputs[i] for i in c.data if c.node.inputs[i].name not in flow.coded]
-    if c.kind in ("unary", "passive", "join") and _makes_any(target):  # what the layer before gives becomes codes at no cost
+    if c.kind in ("unary", "passive", "join") and _makes_any(
+        target
+    ):  # what the layer before gives becomes codes at no cost
         floats = [t for t in floats if not _from_quantized(graph, t, flow)]
     if c.kind == "arithmetic" and len(floats) < len(c.data):
         floats = [t for t in floats if not _is_gate(graph, t)]
