@@ -123,18 +123,19 @@ def _shifts(
     ctx: QuantContext,
 ) -> list[NDArray[np.float32]]:
     """What to add to each layer's bias."""
-    rounded = {w.tensor: w for w in layers}
+    skeleton, rounded = _with_rounded_weights(graph, layers)
     constants = {t.name: t for t in graph.constants()}
 
     def weight(name: str) -> onnx.TensorProto:
-        array = graph.value(constants[name])
         if name in rounded:
             params = ctx.params[rounded[name].key]
             array = dequantize(quantize_weight(weight_value(graph, rounded[name]), params), params)
+        else:
+            array = graph.value(constants[name])
         return onnx.numpy_helper.from_array(np.ascontiguousarray(array), name)
 
     by_output = {graph.node(w.node).outputs[0].name: graph.node(w.node) for w in layers}
-    runner = SegmentRunner(graph.skeleton(), weight, feeds, list(by_output), thread_count(ctx.threads))
+    runner = SegmentRunner(skeleton, weight, feeds, list(by_output), thread_count(ctx.threads))
     found: dict[str, NDArray[np.float32]] = {}
     for done in itertools.count(1):
         name, values = runner.advance()
@@ -147,6 +148,24 @@ def _shifts(
         if done == len(layers):
             break
     return [found[graph.node(w.node).outputs[0].name] for w in layers]
+
+
+def _with_rounded_weights(
+    graph: GraphModel, layers: Sequence[WeightPlan]
+) -> tuple[onnx.ModelProto, dict[str, WeightPlan]]:
+    """The model in which every layer reads its weight under a name of its own, and the weights by these names.
+
+    Others may read the same weight as it is, or rounded in another way.
+    """
+    skeleton = graph.skeleton()
+    nodes = {n.name: n for n in skeleton.graph.node}
+    rounded: dict[str, WeightPlan] = {}
+    for layer in layers:
+        name = f"{layer.node}/{layer.tensor}/rounded"
+        nodes[layer.node].input[layer.index] = name
+        skeleton.graph.initializer.add(name=name)
+        rounded[name] = layer
+    return skeleton, rounded
 
 
 def _mean(values: Sequence[NDArray[np.float32]], axis: int) -> NDArray[np.float64]:

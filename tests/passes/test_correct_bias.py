@@ -161,6 +161,28 @@ def test_a_bias_that_two_layers_share_becomes_two() -> None:
     assert max(shift(model, rounded(graph, ctx), x, ["y", "z"]).values()) < 1e-5
 
 
+def test_a_weight_that_is_rounded_in_two_ways_and_read_by_a_float_layer_too() -> None:
+    model = build(
+        """g (float[N,3,6,6] x) => (float[N,3,6,6] y) {
+            [c1] a = Conv <pads=[1,1,1,1]> (x, W)
+            [float] f = Conv <pads=[1,1,1,1]> (a, W)
+            [c2] y = Conv <pads=[1,1,1,1]> (f, W) }""",
+        W=biased(3, 3, 3, 3),
+    )  # fmt: skip
+    x = positive_data()
+    rules = [{"match": {"node": "c2"}, "weights": {"bits": 4}}]
+    graph, ctx, report = corrected(model, x, rules=rules, skip=["float"])
+    assert report.changed == 2
+    assert [w.key for w in ctx.plan.weights] == ["W", "W#2"]
+    proto = graph.to_proto()
+    value = onnx.numpy_helper.to_array(next(t for t in model.graph.initializer if t.name == "W"))
+    for node, key in (("c1", "W"), ("c2", "W#2")):
+        next(n for n in proto.graph.node if n.name == node).input[1] = key + "_rounded"
+        rounded_value = fake_quantize(value, ctx.params[key])
+        proto.graph.initializer.append(onnx.numpy_helper.from_array(rounded_value, key + "_rounded"))
+    assert max(shift(model, proto, x, ["a", "y"]).values()) < 1e-5
+
+
 def test_skip_connections() -> None:
     model = build(
         """g (float[N,3,6,6] x) => (float[N,3,6,6] y) {
