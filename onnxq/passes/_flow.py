@@ -25,14 +25,14 @@ class Flow:
         roles: Role of every node by name.
         reasons: Why a node stays float, by name.
         coded: Tensors that are given as codes to all their readers, by name, with the node that gives them.
-        clamps: Absorbed Relus and Clips by the name of their output: the node and its bounds.
+        clamps: Absorbed Relus and Clips by the name of the last one's output: the nodes and their bounds.
     """
 
     quantized: dict[str, Candidate] = field(default_factory=dict)
     roles: dict[str, Role] = field(default_factory=dict)
     reasons: dict[str, str] = field(default_factory=dict)
     coded: dict[str, Node] = field(default_factory=dict)
-    clamps: dict[str, tuple[Node, tuple[float, float]]] = field(default_factory=dict)
+    clamps: dict[str, tuple[tuple[Node, ...], tuple[float, float]]] = field(default_factory=dict)
 
 
 def settle(graph: GraphModel, verdicts: dict[str, Candidate | str], target: Target) -> Flow:
@@ -206,10 +206,8 @@ def _absorb(graph: GraphModel, c: Candidate, flow: Flow, target: Target) -> str:
     if activation_spec(flow.quantized[label(maker)].settings.activations, target).symmetric:
         return "symmetric activations have codes below zero, so saturation cannot replace it"
     del flow.coded[source.name]
-    inner = flow.clamps.pop(source.name, None)
-    low, high = inner[1] if inner else (-math.inf, math.inf)
-    bounds = (max(low, c.bounds[0]), min(high, c.bounds[1]))
+    inner, (low, high) = flow.clamps.pop(source.name, ((), (-math.inf, math.inf)))
     flow.coded[result.name] = maker
-    flow.clamps[result.name] = (c.node, bounds)
+    flow.clamps[result.name] = ((*inner, c.node), (max(low, c.bounds[0]), min(high, c.bounds[1])))
     flow.roles[label(c.node)] = "absorbed"
     return ""

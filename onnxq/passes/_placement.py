@@ -136,9 +136,9 @@ class _Placer:
 
     def _removed(self, activations: dict[str, ActivationPlan]) -> Iterator[Node]:
         """Absorbed nodes whose work saturation does; with codes below zero they must stay."""
-        for name, (node, _) in self.flow.clamps.items():
+        for name, (nodes, _) in self.flow.clamps.items():
             if not activations[name].spec.symmetric:
-                yield node
+                yield from nodes
 
     # ---- weights
 

@@ -64,10 +64,11 @@ def _merge_bias(graph: GraphModel, node: Node, recipe: Recipe | None) -> bool:
     flat = np.broadcast_to(values.reshape(-1), (outputs,))
     if values.shape != flat.shape:
         bias = graph.add_constant(graph.unique_name(f"{bias.name}_flat"), np.ascontiguousarray(flat))
-    name, inputs, final = node.name, [node.inputs[0], weight, bias], add.outputs[0]
+    final = add.outputs[0]
     graph.remove_node(add)
-    graph.remove_node(node)
-    graph.add_node("Gemm", inputs, name=name, outputs=[final], dtype=np.float32, shape=graph.shape(final))
+    node.op = "Gemm"
+    graph.set_input(node, 2, bias)
+    graph.replace_output(node, 0, final)
     return True
 
 
