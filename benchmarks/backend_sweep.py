@@ -94,14 +94,15 @@ def cases(kinds: Sequence[str] = KINDS, match: str = "*") -> Iterator[Case]:
         for test in sorted(tests, key=lambda t: t.name):
             if not fnmatch.fnmatch(test.name, match) or (test.model is None and test.model_dir is None):
                 continue
-            case = _case(test)
+            case = case_of(test)
             yield case
             bound = bind(case)
             if bound is not None:
                 yield bound
 
 
-def _case(test: object) -> Case:
+def case_of(test: object) -> Case:
+    """A test case of onnx.backend.test."""
     folder = test.model_dir
     if test.model is not None:
         inputs = test.data_sets[0][0] if test.data_sets else None
