@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import platform
 import re
@@ -117,8 +118,13 @@ def main(benchmarks: Sequence[Benchmark], description: str | None) -> None:
             table.show(console)
             tables.append(table)
     if args.json is not None:
-        content = [{"title": t.title, "rows": t.rows, "notes": t.notes} for t in tables]
+        content = [{"title": t.title, "rows": list(map(_plain, t.rows)), "notes": t.notes} for t in tables]
         args.json.write_text(json.dumps({"machine": facts, "tables": content}, indent=1) + "\n", encoding="utf-8")
+
+
+def _plain(row: Row) -> Row:
+    """JSON has no infinities: they become strings."""
+    return {k: str(v) if isinstance(v, float) and not math.isfinite(v) else v for k, v in row.items()}
 
 
 def find_zoo() -> Path | None:

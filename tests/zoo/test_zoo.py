@@ -25,7 +25,7 @@ CLASSIFIERS = {
 }
 """Preprocessing; the least SQNR in dB, the least agreement in percent, the largest drop of top-1 in points."""
 OTHERS = {
-    "ch_PP-OCRv3_det_infer": "normal",
+    "ch_PP-OCRv3_det_infer": "text",
     "dtln_model_1": "magnitudes",
     "mlperf_tiny_resnet8_cifar10": "images",
     "silero_vad_16k_op15": "noise",
