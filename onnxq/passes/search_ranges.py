@@ -26,6 +26,7 @@ from onnxq.plan import ActivationPlan, Plan
 from onnxq.recipe import OutputMSE
 from onnxq.runtime import make_session, thread_count
 from onnxq.spec import QuantSpec
+from onnxq.stats import TensorStats
 
 if TYPE_CHECKING:
     from onnxq.context import QuantContext
@@ -34,6 +35,8 @@ Range = tuple[float, float]
 
 _TINY = 1e-30
 _PATIENCE = 2
+_ENOUGH = 1 << 13
+"""So many values show what happens to large ones; of fewer, the largest are missing."""
 
 FACTORS = (1.0, 0.9, 0.8, 0.7, 0.6, 0.5, 0.42, 0.35, 0.3, 0.25, 0.2)
 """Parts of the observed range that are tried."""
@@ -47,7 +50,8 @@ class SearchRanges(Pass):
     says little where a few huge values are cut off by a bounded Clip behind the next layer anyway. So
     there, each candidate range is judged by the relative squared error in the outputs of the layers
     that read the tensor, behind their Clips; residual Adds, pools and what only moves values are
-    looked through. Everything else stays float meanwhile. Only the readers are run again, so the cost
+    looked through. Everything else stays float meanwhile. Where the samples hold a few values only,
+    large values they do not show count as they stand in the histogram. Only the readers are run again, so the cost
     grows linearly with the model: that of about a dozen forward passes over `samples` samples.
     Everywhere else the range with the least squared error of the tensor is left to ChooseParams.
 
@@ -91,8 +95,15 @@ class _Search:
     group: str
     spec: QuantSpec
     effect: Effect
+    stats: TensorStats
     ranges: list[Range]
     errors: NDArray[np.float64]
+
+    def unseen(self, candidate: Range, seen: Range) -> float:
+        """Relative squared error of the values that a candidate cuts off and that no sample held."""
+        centers, counts = self.stats.require_histogram().nonzero()
+        cut = centers - np.clip(centers, min(candidate[0], seen[0]), max(candidate[1], seen[1]))
+        return float(np.dot(cut**2, counts)) / max(float(np.dot(centers**2, counts)), _TINY)
 
     def best(self) -> Range:
         return self.ranges[int(np.argmin(self.errors))]
@@ -117,7 +128,7 @@ def _prepare(
     candidates = [(max(stats.low * f, bounds[0]), min(stats.high * f, bounds[1])) for f in FACTORS]
     start = (max(start[0], bounds[0]), min(start[1], bounds[1]))
     ranges = sorted({start, *candidates}, key=lambda r: r[0] - r[1])
-    return _Search(group, spec, effect, ranges, np.full(len(ranges), np.inf))
+    return _Search(group, spec, effect, stats, ranges, np.full(len(ranges), np.inf))
 
 
 def _uses(graph: GraphModel, member: ActivationPlan) -> Iterator[Node]:
@@ -160,6 +171,9 @@ class _Judge:
         feeds = [{name: values[name] for name in fed} for values in self.values]
         expected = [session.run(outputs, feed) for feed in feeds]
         powers = [max(sum(map(_power, ys)), _TINY) for ys in zip(*expected, strict=True)]
+        shown = [feed[name] for feed in feeds for name in search.effect.sources if name in feed]
+        seen = (min(float(x.min()) for x in shown), max(float(x.max()) for x in shown))
+        few = sum(x.size for x in shown) < _ENOUGH
         grown = 0
         for index, (low, high) in enumerate(search.ranges):
             params = params_from_range(low, high, search.spec)
@@ -169,6 +183,8 @@ class _Judge:
                 found = session.run(outputs, {**feed, **rounded})
                 errors += [_power(a - b) for a, b in zip(found, reference, strict=True)]
             search.errors[index] = float((errors / powers).sum())
+            if few:
+                search.errors[index] += len(outputs) * search.unseen((low, high), seen)
             grown = grown + 1 if search.errors[index] > search.errors[: index + 1].min() else 0
             if grown == _PATIENCE:
                 return
