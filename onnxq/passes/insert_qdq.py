@@ -97,8 +97,9 @@ class _Writer:
             self._bias(*place, plan, params)
 
     def _coded_weight(self, plan: WeightPlan, params: QuantParams) -> Tensor:
-        values = weight_value(self._graph, plan)
-        codes = LazyArray(tuple(values.shape), code_dtype(params.spec), partial(_codes, values, params))
+        source = self._graph.node(plan.node).inputs[plan.index]  # its numbers are not held: they may be a memmap
+        shape = weight_value(self._graph, plan).shape
+        codes = LazyArray(shape, code_dtype(params.spec), partial(_codes, self._graph, source, params))
         base = plan.key
         constant = self._graph.add_constant(f"{base}_quantized", codes, qtype=params.spec.qtype)
         return self._dequantize(base, constant, self._constants(base, params), params)
@@ -218,5 +219,5 @@ class _Writer:
         ).outputs[0]  # fmt: skip
 
 
-def _codes(values: NDArray[np.float32], params: QuantParams) -> NDArray[np.integer]:
-    return quantize_weight(values, params)
+def _codes(graph: GraphModel, source: Tensor, params: QuantParams) -> NDArray[np.integer]:
+    return quantize_weight(graph.value(source), params)
