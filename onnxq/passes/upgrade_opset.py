@@ -5,14 +5,19 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
+from onnxq.calib.chunks import rechunk
 from onnxq.errors import GraphError
 from onnxq.passes._base import Fact, Pass, PassReport
+from onnxq.passes._inputs import inputs_of
+from onnxq.passes._same_outputs import largest_deviation
 
 if TYPE_CHECKING:
     from onnxq.context import QuantContext
     from onnxq.graph import GraphModel
 
 _FIRST_WITH_QDQ = 10
+_TOLERANCE = 1e-3
+"""A part of the outputs' range: kernels of two operator sets may add in another order."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +55,7 @@ class UpgradeOpset(Pass):
         if before >= self.minimum or not graph.nodes(*self.ops):
             return PassReport()
         try:
-            graph.upgrade_opset(self.minimum)
+            _convert(graph, self.minimum, ctx)
         except GraphError as err:
             if before >= self.required:
                 return PassReport(notes=(f"kept at opset {before}: {err}",))
@@ -59,3 +64,20 @@ class UpgradeOpset(Pass):
                 f"cannot be converted ({err}); export it again at opset {self.minimum}"
             ) from err
         return PassReport(changed=1, notes=(f"converted from opset {before} to {graph.opset}",))
+
+
+def _convert(graph: GraphModel, version: int, ctx: QuantContext) -> None:
+    """Convert, and run both forms on one sample where there is one.
+
+    Raises:
+        GraphError: If the model cannot be converted, or computes something else then; it is unchanged.
+    """
+    converted = graph.copy()
+    converted.upgrade_opset(version)
+    if ctx.reader is not None:
+        inputs = inputs_of(graph)
+        _, sample = next(rechunk(ctx.reader, 1, inputs))
+        deviation = largest_deviation(graph, converted, sample)
+        if deviation > _TOLERANCE:
+            raise GraphError(f"onnx converts it to something else, with outputs {deviation:.2g} of their range away")
+    graph.upgrade_opset(version)

@@ -5,10 +5,12 @@ from __future__ import annotations
 import onnx
 import pytest
 
+from onnxq.calib.readers import as_reader
 from onnxq.errors import GraphError
 from onnxq.graph import GraphModel
+from onnxq.passes._inputs import inputs_of
 from onnxq.passes.upgrade_opset import UpgradeOpset
-from tests.graphs import apply, assert_same_function, build, normal
+from tests.graphs import apply, assert_same_function, build, context, normal
 
 CONV = """g (float[N,4,8,8] x) => (float[N,4,8,8] y) {
     a = Conv(x, W) s = Softmax <axis=1> (a) y = Clip <min=0.0, max=6.0> (s) }"""
@@ -68,3 +70,28 @@ def test_what_cannot_be_converted_stays_where_that_will_do() -> None:
 def test_where_it_will_not_do_the_error_says_what_to_export(opset: int, required: int) -> None:
     with pytest.raises(GraphError, match=rf"needs {required} or newer.*no adapter.*export it again at opset 21"):
         apply(GraphModel.from_proto(old(opset)), UpgradeOpset(21, required))
+
+
+def test_a_conversion_that_changes_the_function_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    graph = GraphModel.from_proto(old(11))
+    converted = GraphModel.upgrade_opset
+
+    def wrong(self: GraphModel, version: int) -> None:
+        converted(self, version)
+        conv = self.nodes("Conv")[0]
+        self.set_input(conv, 1, self.add_constant("other", 2 * W))
+
+    monkeypatch.setattr(GraphModel, "upgrade_opset", wrong)
+    reader = as_reader({"x": normal(3, 4, 8, 8)}, inputs_of(graph))
+    report = apply(graph, UpgradeOpset(13), ctx=context(reader=reader))
+    assert (graph.opset, report.changed) == (11, 0)
+    assert "onnx converts it to something else" in report.notes[0]
+    with pytest.raises(GraphError, match="something else"):
+        apply(graph, UpgradeOpset(13, required=13), ctx=context(reader=reader))
+
+
+def test_a_right_conversion_is_run_and_kept() -> None:
+    graph = GraphModel.from_proto(old(11))
+    reader = as_reader({"x": normal(3, 4, 8, 8)}, inputs_of(graph))
+    assert apply(graph, UpgradeOpset(13), ctx=context(reader=reader)).changed == 1
+    assert graph.opset == 13
