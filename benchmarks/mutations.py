@@ -176,11 +176,11 @@ MUTATIONS = (
         (
             Edit(
                 "onnxq/passes/_flow.py",
-                "flow.clamps[result.name] = (c.node, bounds)",
-                "flow.clamps[result.name] = (c.node, (-math.inf, math.inf))",
+                "((*inner, c.node), (max(low, c.bounds[0]), min(high, c.bounds[1])))",
+                "((*inner, c.node), (-math.inf, math.inf))",
             ),
         ),
-        ("tests/passes/test_choose_params.py",),
+        ("tests/passes/test_choose_params.py", "tests/passes/test_select_layers.py"),
     ),
     Mutation(
         "Concat: its inputs do not share a scale",
