@@ -18,6 +18,7 @@ from tests.graphs import build, normal
 
 CONSTANTS: dict[str, Any] = {
     "W": normal(4, 4, 1, 1), "V": normal(4, 4, 1, 1, seed=2), "V8": normal(4, 8, 1, 1), "B": normal(4),
+    "table": normal(6, 8),
     "zero": np.float32(0), "top": np.float32(1.5), "minus": np.float32(-1), "P": normal(8, 8), "C": normal(8),
     "P3": normal(2, 8, 8), "E": normal(9, 8), "T": normal(4, 4, 2, 2), "G": normal(4, 2, 2, 2), "K": normal(1, 4, 1, 8),
 }  # fmt: skip
@@ -59,7 +60,7 @@ def test_what_concat_joins_shares_a_scale_but_a_tensor_others_read_keeps_its_own
     plan = plan_of(
         image("a = Conv(x, W) b = Conv(x, V) c = Concat <axis=1> (a, b) d = Conv(c, V8) e = Add(a, d) y = Conv(e, W)")
     )
-    assert plan.activations["b"].group == plan.activations["c"].group
+    assert plan.activations["b"].group == plan.activations["c"].group != "a"
     assert plan.activations["a"].group == "a"
 
 
@@ -113,6 +114,22 @@ def test_products_give_floats_to_what_would_round_twice() -> None:
     chain = plan_of("g (float[N,8] x) => (float[N,8] y) { a = MatMul(x, P) b = Relu(a) y = MatMul(b, P) }")
     assert chain.activations["b"].everywhere
     assert "y" not in chain.activations  # nobody reads it as codes
+
+
+def test_a_product_that_is_a_graph_output_is_not_rounded_for_its_readers() -> None:
+    body = "a = MatMul(x, P) y = MatMul(a, P)"
+    inner = plan_of(f"g (float[N,8] x) => (float[N,8] y) {{ {body} }}")
+    outer = plan_of(f"g (float[N,8] x) => (float[N,8] y, float[N,8] a) {{ {body} }}")
+    assert inner.activations["a"].everywhere
+    assert not outer.activations["a"].everywhere
+
+
+@pytest.mark.parametrize("node", ["maker", "reader"])
+def test_an_exception_for_the_maker_or_a_reader_decides_about_a_tensor(node: str) -> None:
+    recipe = {"rules": [{"match": {"node": node}, "activations": {"bits": 16}}]}
+    plan = plan_of(image("[maker] a = Conv(x, W) [reader] y = Conv(a, V)"), recipe=recipe)
+    assert plan.activations["a"].spec.qtype == QType.UINT16
+    assert plan.activations["x"].spec.qtype == (QType.UINT16 if node == "maker" else QType.UINT8)
 
 
 # ---- weights --------------------------------------------------------------------------------------
@@ -183,3 +200,5 @@ def test_biases_get_codes_where_the_target_wants_them_and_none_of_an_add_that_ha
     assert [plan_of(text, target=t).weights[0].bias for t in ("ort", "qnn", "tensorrt")] == [True, True, False]
     product = "g (float[N,6,8] x) => (float[N,6,8] y) { a = MatMul(x, P) y = Add(a, C) }"
     assert [plan_of(product, target=t).weights[0].bias for t in ("ort", "qnn", "tensorrt")] == [True, False, False]
+    table = product.replace("C)", "table)")
+    assert not plan_of(table).weights[0].bias
