@@ -79,7 +79,7 @@ def test_behind_a_clip_the_function_stays_on_the_calibration_data() -> None:
 
 
 @pytest.mark.parametrize("clamp", ["relu", "relu6", "none"])
-def test_every_channel_ends_at_the_same_largest_magnitude(clamp: str) -> None:
+def test_every_channel_uses_most_of_the_range(clamp: str) -> None:
     name = "a" if clamp == "none" else "r"
     x = normal(16, 3, 6, 6)
     graph, ctx, _ = spread(mobile(clamp), x)
@@ -87,7 +87,8 @@ def test_every_channel_ends_at_the_same_largest_magnitude(clamp: str) -> None:
     proto.graph.output.extend([onnx.ValueInfoProto(name=name)])
     largest = np.abs(run(proto, {"x": x})[name]).max(axis=(0, 2, 3))
     top = ctx.stats[name].high
-    np.testing.assert_allclose(largest, top, rtol=1e-4)
+    assert largest.max() <= 1.0001 * top
+    assert largest.min() > 0.5 * top  # some room is left for what 16 samples have not shown; they began 300 apart
     assert ctx.stats[name].low == (-top if clamp == "none" else 0)
     assert ctx.stats[name].count == 16 * 6 * 36
     assert isinstance(ctx.plan.activations[name].method, MinMax)
