@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 Model = onnx.ModelProto | bytes | str | Path
 """What a session can be made of: a model, its bytes, or the path of its file."""
 
-INLINE_LIMIT = 1_500_000_000
-"""Bytes of weights up to which a graph is handed over in memory; a protobuf holds 2 GB at the most."""
+INLINE_LIMIT = 1 << 27
+"""Bytes of weights up to which a graph is handed over in memory, which takes three copies; bigger ones go by a file."""
 
 _DTYPES: dict[str, Any] = {
     "tensor(float)": np.float32,

@@ -8,13 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import onnx
 from numpy.typing import NDArray
 
 from onnxq.calib.feeds import Feed
 from onnxq.runtime import Session, make_session
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 Array = NDArray[Any]
 
@@ -40,7 +43,7 @@ class SegmentRunner:
     ) -> None:
         self._model = model
         self._weight = weight
-        self._workers = workers
+        self._pool = ThreadPoolExecutor(workers)
         self._constants = {t.name for t in model.graph.initializer}
         self._pieces = _cut(_needed(list(model.graph.node), set(stops)), list(stops))
         self._last_use = _last_uses(self._pieces)
@@ -84,9 +87,18 @@ class SegmentRunner:
             found = session.run(wanted, {name: store[name] for name in fed})
             store.update(zip(wanted, found, strict=True))
 
-        with ThreadPoolExecutor(self._workers) as pool:
-            for _ in pool.map(step, self._live):
-                pass
+        for _ in self._pool.map(step, self._live):
+            pass
+
+    def close(self) -> None:
+        """End the worker threads."""
+        self._pool.shutdown()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
 
 
 def piece_session(

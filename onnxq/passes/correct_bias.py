@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
@@ -23,7 +22,7 @@ from onnxq.calib.segments import SegmentRunner
 from onnxq.graph import GraphModel, Node
 from onnxq.passes._base import Fact, Pass, PassReport, Skip
 from onnxq.passes._inputs import inputs_of
-from onnxq.passes._linear import optional_input
+from onnxq.passes._linear import LINEAR_OPS, optional_input
 from onnxq.passes._weights import weight_value
 from onnxq.plan import Plan, WeightPlan
 from onnxq.runtime import make_session, thread_count
@@ -71,7 +70,7 @@ class CorrectBias(Pass):
         skipped = tuple(
             Skip(w.node, f"{graph.node(w.node).op} has no bias that could be corrected")
             for w in plan.weights
-            if graph.node(w.node).op in ("Conv", "ConvTranspose", "Gemm", "MatMul") and w not in layers
+            if graph.node(w.node).op in LINEAR_OPS and not _has_bias_input(graph.node(w.node), w)
         )
         if not layers or ctx.reader is None:
             return PassReport(skipped=skipped)
@@ -132,21 +131,19 @@ def _shifts(
             array = dequantize(quantize_weight(weight_value(graph, rounded[name]), params), params)
         else:
             array = graph.value(constants[name])
-        return onnx.numpy_helper.from_array(np.ascontiguousarray(array), name)
+        return onnx.numpy_helper.from_array(np.asarray(array, order="C"), name)  # keeps scalars scalars
 
     by_output = {graph.node(w.node).outputs[0].name: graph.node(w.node) for w in layers}
-    runner = SegmentRunner(skeleton, weight, feeds, list(by_output), thread_count(ctx.threads))
     found: dict[str, NDArray[np.float32]] = {}
-    for done in itertools.count(1):
-        name, values = runner.advance()
-        axis = _axis(by_output[name])
-        found[name] = correction(expected[name], _mean(values, axis))
-        for value in values:
-            value += _along(found[name], value.ndim, axis)
-        if ctx.progress is not None:
-            ctx.progress("correcting biases", done, len(layers))
-        if done == len(layers):
-            break
+    with SegmentRunner(skeleton, weight, feeds, list(by_output), thread_count(ctx.threads)) as runner:
+        for done in range(1, len(layers) + 1):
+            name, values = runner.advance()
+            axis = _axis(by_output[name])
+            found[name] = correction(expected[name], _mean(values, axis))
+            for value in values:
+                value += _along(found[name], value.ndim, axis)
+            if ctx.progress is not None:
+                ctx.progress("correcting biases", done, len(layers))
     return [found[graph.node(w.node).outputs[0].name] for w in layers]
 
 

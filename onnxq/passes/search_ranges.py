@@ -190,7 +190,7 @@ class _Judge:
                 return
 
     def _weight(self, name: str) -> onnx.TensorProto:
-        return onnx.numpy_helper.from_array(np.ascontiguousarray(self.graph.value(self.constants[name])), name)
+        return onnx.numpy_helper.from_array(np.asarray(self.graph.value(self.constants[name]), order="C"), name)
 
 
 def _measure(graph: GraphModel, searches: Sequence[_Search], feeds: Sequence[Feed], ctx: QuantContext) -> None:

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from onnxq.context import QuantContext
 
 _SUFFIX = "spread"
+_HEADROOM = 2.0
+"""The fewer samples, the larger the values of a channel they have not shown: 20 % more for 100, 63 % for 10."""
 _LARGEST_FACTOR = 2.0**12
 """Channels that are smaller still are as good as zero."""
 
@@ -59,7 +61,7 @@ class SpreadChannels(Pass):
             stats = ctx.stats.get(name)
             if stats is None or stats.channel_absmax is None:
                 continue
-            reason = _spread(graph, link, stats)
+            reason = _spread(graph, link, stats, headroom=1 + _HEADROOM / math.sqrt(max(ctx.samples, 1)))
             if isinstance(reason, str):
                 skipped.append(Skip(link.consumer.name, reason))
                 continue
@@ -78,7 +80,7 @@ def _renamed(graph: GraphModel, plan: WeightPlan) -> WeightPlan:
     return plan if name == plan.tensor else replace(plan, tensor=name, key=name)
 
 
-def _spread(graph: GraphModel, link: Link, stats: TensorStats) -> TensorStats | str:
+def _spread(graph: GraphModel, link: Link, stats: TensorStats, *, headroom: float) -> TensorStats | str:
     """Scale the channels between two convolutions; returns the new statistics, or why not."""
     first, second = read_linear(graph, link.producer), read_linear(graph, link.consumer)
     for layer in (first, second):
@@ -88,7 +90,7 @@ def _spread(graph: GraphModel, link: Link, stats: TensorStats) -> TensorStats | 
     largest = np.asarray(stats.channel_absmax, np.float64)
     bound = link.activation.bounds[1]
     top = bound if math.isfinite(bound) else float(largest.max(initial=0.0))
-    factors = _factors(largest, top)
+    factors = _factors(np.minimum(largest * headroom, top), top)
     write_weight(graph, first, first.layout.scaled(graph.value(first.weight), outputs=factors), _SUFFIX)
     if first.bias is not None:
         write_bias(graph, first, first.bias * factors, _SUFFIX)
