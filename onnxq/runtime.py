@@ -100,7 +100,7 @@ class Session:
             return cast("list[Any]", self._session.run(None if names is None else list(names), dict(feed)))
         except _RUNTIME_ERRORS as err:
             raise DataError(f"{self._source}: ONNX Runtime failed on this feed: {_first_line(err)}") from err
-        except ValueError as err:  # a missing input, an unknown output
+        except (ValueError, RuntimeError) as err:  # a missing input, an unknown output, a type Python cannot feed
             raise DataError(f"{self._source}: {_first_line(err)}") from err
 
 

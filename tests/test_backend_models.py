@@ -91,11 +91,7 @@ def test_models_of_single_operators() -> None:
 def _with_twin(test: Any) -> list[Any]:
     case = sweep().case_of(test)
     twin = sweep().bind(case)
-    return [c for c in (case, twin) if c is not None and c.name not in LATER]
-
-
-LATER = {"test_matmul_1d_1d+bound", "test_matmul_4d+bound"}
-"""On processors without VNNI their fused kernels saturate; see ChooseParams on pairs of products."""
+    return [c for c in (case, twin) if c is not None]
 
 
 def test_a_model_with_a_sequence_as_input_is_passed_through_or_says_what_is_missing() -> None:

@@ -113,14 +113,18 @@ def _sums(node: Node, index: int, weight: NDArray[np.float32]) -> tuple[NDArray[
     """The weight as a matrix, one sum of products per row (or per column, then False), in the order it is added.
 
     A convolution adds the channels of one kernel position after the other; a depthwise one has no
-    neighbours, and ConvTranspose, batched and left-hand weights have no integer kernel.
+    neighbours, ConvTranspose has no integer kernel, and a weight on the left takes the part of the activations.
     """
     if node.op == "Conv":
         depthwise = weight.shape[1] == 1 and weight.shape[0] == int(node.attrs.get("group", 1))
         return None if depthwise else (np.moveaxis(weight, 1, -1).reshape(weight.shape[0], -1), True)
-    if weight.ndim == 2 and index == 1 and node.op in ("Gemm", "MatMul"):
-        return weight, bool(node.attrs.get("transB", 0))
-    return None
+    if index != 1 or node.op not in ("Gemm", "MatMul"):
+        return None
+    if weight.ndim == 1:
+        return weight.reshape(-1, 1), False
+    if weight.ndim > 2:
+        return np.moveaxis(weight, -1, -2).reshape(-1, weight.shape[-2]), True
+    return weight, bool(node.attrs.get("transB", 0))
 
 
 def _fit_bias(graph: GraphModel, plan: WeightPlan, params: dict[str, QuantParams]) -> list[str]:

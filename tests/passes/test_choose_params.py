@@ -327,14 +327,35 @@ def test_depthwise_weights_have_no_neighbours() -> None:
     assert set(quantize_weight(w, ctx.params["W"]).ravel().tolist()) == {127}
 
 
-def test_left_hand_and_batched_weights_are_left_alone() -> None:
-    for text, shape, top in (("y = MatMul (W, x)", (4, 4), 255), ("y = MatMul (x, W)", (2, 4, 4), 127)):
-        w = np.ones(shape, np.float32)
-        model = build(f"g (float[2,4,4] x) => (float[2,4,4] y) {{ {text} }}", W=w)
-        graph, ctx = planned(model, recipe=MINMAX)
-        ctx.stats = {n: stats_of(-1, 1) for n in ctx.plan.activations}
-        apply(graph, ChooseParams(), ctx=ctx)
-        assert set(quantize_weight(w, ctx.params["W"]).ravel().tolist()) == {top}, text
+def test_weights_on_the_left_are_activations_to_the_kernel() -> None:
+    w = np.ones((4, 4), np.float32)
+    graph, ctx = planned(build("g (float[2,4,4] x) => (float[2,4,4] y) { y = MatMul (W, x) }", W=w), recipe=MINMAX)
+    ctx.stats = {n: stats_of(-1, 1) for n in ctx.plan.activations}
+    apply(graph, ChooseParams(), ctx=ctx)
+    assert set(quantize_weight(w, ctx.params["W"]).ravel().tolist()) == {255}
+
+
+@pytest.mark.parametrize(
+    ("text", "shape"),
+    [
+        ("g (float[2,4,4] x) => (float[2,4,4] y) { y = MatMul (x, W) }", (2, 4, 4)),
+        ("g (float[3,2,5,4] x) => (float[3,2,5,6] y) { y = MatMul (x, W) }", (3, 2, 4, 6)),
+        ("g (float[4] x) => (float y) { y = MatMul (x, W) }", (4,)),
+    ],
+)
+def test_batched_weights_and_vectors_are_safe(text: str, shape: tuple[int, ...]) -> None:
+    w = normal(*shape)
+    w[..., :2] = abs(w).max()
+    if len(shape) > 2:
+        w[..., :2, :] = abs(w).max()
+    graph, ctx = planned(build(text, W=w), recipe=MINMAX)
+    ctx.stats = {n: stats_of(-1, 1) for n in ctx.plan.activations}
+    apply(graph, ChooseParams(), ctx=ctx)
+    codes = quantize_weight(w, ctx.params["W"]).astype(np.int32)
+    columns = codes.reshape(-1, 1) if len(shape) == 1 else np.moveaxis(codes, -2, 0).reshape(shape[-2], -1)
+    pairs = columns.reshape(-1, 2, columns.shape[1])
+    assert np.maximum(pairs, 0).sum(axis=1).max() <= 128
+    assert np.minimum(pairs, 0).sum(axis=1).min() >= -128
 
 
 @pytest.mark.parametrize("target", ["tensorrt", "qnn"])
