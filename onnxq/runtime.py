@@ -111,6 +111,7 @@ def make_session(
     optimize: bool = True,
     source: str = "the model",
     outputs: Sequence[str] | None = None,
+    extra: Sequence[onnx.NodeProto] = (),
 ) -> Session:
     """Make a session on the CPU.
 
@@ -120,13 +121,14 @@ def make_session(
         optimize: With all graph optimizations, or with none: then every node runs as it is written.
         source: What the model is called in messages.
         outputs: Tensors to give instead of the model's outputs; what they do not need is not run.
+        extra: Nodes to run as well, behind the model's own; `outputs` must name what they give.
 
     Raises:
         ModelError: If ONNX Runtime cannot load it.
     """
     levels = ort.GraphOptimizationLevel
     options = _options(threads, levels.ORT_ENABLE_ALL if optimize else levels.ORT_DISABLE_ALL)
-    content, folder = _content(model, outputs)
+    content, folder = _content(model, outputs, extra)
     return Session(_load(content, options, source, folder), source, folder)
 
 
@@ -172,7 +174,7 @@ def _load(
 
 
 def _content(
-    model: Model | GraphModel, outputs: Sequence[str] | None = None
+    model: Model | GraphModel, outputs: Sequence[str] | None = None, extra: Sequence[onnx.NodeProto] = ()
 ) -> tuple[str | bytes, tempfile.TemporaryDirectory[str] | None]:
     """What ONNX Runtime can load, and the folder it needs for that."""
     if isinstance(model, bytes) and outputs is None:
@@ -180,31 +182,34 @@ def _content(
     if isinstance(model, (str, Path)) and outputs is None:
         return str(model), None
     if isinstance(model, onnx.ModelProto):
-        return _with_outputs(model, outputs).SerializeToString(), None
+        return _with_outputs(model, outputs, extra).SerializeToString(), None
     from onnxq.graph import GraphModel
     from onnxq.modelio import load_model, save_model
 
     if isinstance(model, bytes):
-        return _with_outputs(onnx.ModelProto.FromString(model), outputs).SerializeToString(), None
+        return _with_outputs(onnx.ModelProto.FromString(model), outputs, extra).SerializeToString(), None
     graph = model if isinstance(model, GraphModel) else load_model(model)
     if graph.weight_bytes <= INLINE_LIMIT:
-        return _with_outputs(graph.to_proto(), outputs, own=True).SerializeToString(), None
+        return _with_outputs(graph.to_proto(), outputs, extra, own=True).SerializeToString(), None
     folder = tempfile.TemporaryDirectory(prefix="onnxq-")
     path = Path(folder.name) / "model.onnx"
     save_model(graph, path, external_data=True)
     if outputs is not None:
-        skeleton = _with_outputs(onnx.load(path, load_external_data=False), outputs, own=True)
+        skeleton = _with_outputs(onnx.load(path, load_external_data=False), outputs, extra, own=True)
         path.write_bytes(skeleton.SerializeToString())
     return str(path), folder
 
 
-def _with_outputs(model: onnx.ModelProto, outputs: Sequence[str] | None, *, own: bool = False) -> onnx.ModelProto:
+def _with_outputs(
+    model: onnx.ModelProto, outputs: Sequence[str] | None, extra: Sequence[onnx.NodeProto] = (), *, own: bool = False
+) -> onnx.ModelProto:
     """The model with other outputs and only the nodes they need; ONNX Runtime finds their types by itself."""
     if outputs is None:
         return model
     changed = model if own else onnx.ModelProto()
     if not own:
         changed.CopyFrom(model)
+    changed.graph.node.extend(extra)
     known = {o.name: o for o in model.graph.output}
     wanted = [known.get(name, onnx.ValueInfoProto(name=name)) for name in outputs]
     del changed.graph.output[:]

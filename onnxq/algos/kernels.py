@@ -91,13 +91,29 @@ def channel_absmax(x: NDArray[np.float32]) -> NDArray[np.float32]:
     Returns:
         shape (C,), float32, >= 0; NaN counts as larger than infinity.
     """
-    out = np.zeros(x.shape[1], np.int32)
+    low, high = channel_range(x)
+    magnitudes = np.maximum(low.view(np.int32) & _MAGNITUDE, high.view(np.int32) & _MAGNITUDE)
+    return np.where(x.size, magnitudes, np.int32(0)).astype(np.int32).view(np.float32)
+
+
+def channel_range(x: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Return the smallest and the largest element of each channel, in one pass.
+
+    Args:
+        x: shape (N, C, inner), float32, C contiguous; channels last is ``(N * inner, C, 1)``.
+
+    Returns:
+        ``(low, high)``, shapes (C,), float32. A channel with NaN has NaN in one of them; without any
+        element they say nothing.
+    """
+    low = np.full(x.shape[1], 0x7FFFFFFF, np.int32)
+    high = np.full(x.shape[1], -0x80000000, np.int32)
     view = _aligned(x).view(np.int32)
     if x.shape[2] == 1:
-        _absmax_rows(view.reshape(x.shape[0], x.shape[1]), out)
+        _range_rows(view.reshape(x.shape[0], x.shape[1]), low, high)
     else:
-        _absmax_planes(view, out)
-    return out.view(np.float32)
+        _range_planes(view, low, high)
+    return _all_from_ordered(low), _all_from_ordered(high)
 
 
 def channel_sum(x: NDArray[np.float32], out: NDArray[np.float64] | None = None) -> NDArray[np.float64]:
@@ -133,6 +149,10 @@ def _flat(x: NDArray[np.float32]) -> NDArray[np.float32]:
 def _from_ordered(key: int | np.int32) -> float:
     bits = np.int32(key if key >= 0 else key ^ 0x7FFFFFFF)
     return float(bits.view(np.float32)) + 0.0  # -0.0 becomes 0.0
+
+
+def _all_from_ordered(keys: NDArray[np.int32]) -> NDArray[np.float32]:
+    return np.where(keys >= 0, keys, keys ^ _MAGNITUDE).astype(np.int32).view(np.float32)
 
 
 @kernel(i64_pair(i32_in))
@@ -189,23 +209,32 @@ def _drain(lanes: NDArray[np.uint32], counts: NDArray[np.int64]) -> None:
         lanes[i, 1] = np.uint32(0)
 
 
-@kernel(types.void(i32_in3, i32_out))
-def _absmax_planes(bits: NDArray[np.int32], out: NDArray[np.int32]) -> None:
+@kernel(types.void(i32_in3, i32_out, i32_out))
+def _range_planes(bits: NDArray[np.int32], low: NDArray[np.int32], high: NDArray[np.int32]) -> None:
+    """As `_ordered_range`, for each channel."""
     for n in range(bits.shape[0]):
         for c in range(bits.shape[1]):
             plane = bits[n, c]
-            top = out[c]
+            bottom = low[c]
+            top = high[c]
             for i in range(plane.size):
-                top = max(top, np.int32(plane[i] & _MAGNITUDE))
-            out[c] = top
+                b = plane[i]
+                key = np.int32(b ^ ((b >> np.int32(31)) & _MAGNITUDE))
+                bottom = min(bottom, key)
+                top = max(top, key)
+            low[c] = bottom
+            high[c] = top
 
 
-@kernel(types.void(i32_in2, i32_out))
-def _absmax_rows(bits: NDArray[np.int32], out: NDArray[np.int32]) -> None:
+@kernel(types.void(i32_in2, i32_out, i32_out))
+def _range_rows(bits: NDArray[np.int32], low: NDArray[np.int32], high: NDArray[np.int32]) -> None:
     for n in range(bits.shape[0]):
         row = bits[n]
         for c in range(row.size):
-            out[c] = max(out[c], np.int32(row[c] & _MAGNITUDE))
+            b = row[c]
+            key = np.int32(b ^ ((b >> np.int32(31)) & _MAGNITUDE))
+            low[c] = min(low[c], key)
+            high[c] = max(high[c], key)
 
 
 @kernel(types.void(f32_in3, f64_out))

@@ -23,6 +23,7 @@ from onnxq.algos import kernels
 from onnxq.calib.chunks import rechunk
 from onnxq.calib.feeds import Feed, InputInfo, batching, sample_count
 from onnxq.calib.points import StatisticPoint, StatKind
+from onnxq.calib.reductions import Extremes, Reduction
 from onnxq.errors import CalibrationError
 from onnxq.runtime import Session
 from onnxq.stats import BINS, MIN_EXPONENT, Histogram, TensorStats, exponent_for
@@ -30,6 +31,10 @@ from onnxq.stats import BINS, MIN_EXPONENT, Histogram, TensorStats, exponent_for
 BATCH_BYTES = 1 << 22
 """A batch grows until the tensors of interest take about this much: beyond, it no longer fits the caches."""
 LARGEST_BATCH = 32
+
+LARGE = 1 << 16
+"""Of tensors with so many values in a sample, the histogram counts some only; ranges are always exact."""
+THINNING = 4
 
 OnSamples = Callable[[int], None]
 """Is told the number of samples done so far."""
@@ -49,16 +54,34 @@ class _Accumulator:
 
     def add(self, x: NDArray[np.float32], lanes: NDArray[np.uint32]) -> bool:
         """Take in one array; False if it holds NaN or infinity."""
-        low, high, finite = kernels.min_max(x)
-        if not finite:
-            return False
+        if StatKind.CHANNEL_ABSMAX in self.point.kinds and x.size:
+            lows, highs = kernels.channel_range(by_channel(x, self.point.axis))
+            if not (np.isfinite(lows).all() and np.isfinite(highs).all()):
+                return False
+            low, high = float(lows.min()) + 0.0, float(highs.max()) + 0.0
+            found = np.maximum(np.abs(lows), np.abs(highs))
+            self.absmax = found if self.absmax is None else np.maximum(self.absmax, found)
+        else:
+            low, high, finite = kernels.min_max(x)
+            if not finite:
+                return False
         self.low, self.high = min(self.low, low), max(self.high, high)
         self.count += x.size
         if StatKind.HISTOGRAM in self.point.kinds and x.size:
             self._count(x, max(-low, high), lanes)
-        if StatKind.CHANNEL_ABSMAX in self.point.kinds:
-            found = kernels.channel_absmax(by_channel(x, self.point.axis))
-            self.absmax = found if self.absmax is None else np.maximum(self.absmax, found)
+        return True
+
+    def add_extremes(self, found: Extremes) -> bool:
+        """Take in what the graph found of one array; False if it holds NaN or infinity."""
+        if not found.finite:
+            return False
+        if found.count:
+            self.low = min(self.low, float(found.lows.min()) + 0.0)
+            self.high = max(self.high, float(found.highs.max()) + 0.0)
+            self.count += found.count
+            if StatKind.CHANNEL_ABSMAX in self.point.kinds:
+                largest = np.maximum(np.abs(found.lows), np.abs(found.highs)).max(axis=0)
+                self.absmax = largest if self.absmax is None else np.maximum(self.absmax, largest)
         return True
 
     def _count(self, x: NDArray[np.float32], absmax: float, lanes: NDArray[np.uint32]) -> None:
@@ -69,7 +92,7 @@ class _Accumulator:
         elif needed > self.exponent:
             self.counts = Histogram(self.exponent, self.counts).grow(needed).counts.copy()
             self.exponent = needed
-        kernels.count_into(x, self.counts, self.exponent, lanes=lanes)
+        kernels.count_into(_thinned(x), self.counts, self.exponent, lanes=lanes)
 
     def stats(self) -> TensorStats:
         """What was found."""
@@ -77,6 +100,12 @@ class _Accumulator:
         if StatKind.HISTOGRAM in self.point.kinds:
             histogram = Histogram.empty() if self.counts is None else Histogram(self.exponent, self.counts)
         return TensorStats(self.low, self.high, self.count, histogram, self.absmax)
+
+
+def _thinned(x: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Every fourth value of each sample of a large tensor, all values of a small one."""
+    sample = x.size // max(len(x), 1) if x.ndim else x.size
+    return x if sample < LARGE else np.ascontiguousarray(x.reshape(len(x), -1)[:, ::THINNING])
 
 
 def batch_for(sample_bytes: float) -> int:
@@ -125,6 +154,7 @@ class Collector:
         workers: How many batches are run at the same time.
         batch: Samples of a batch; 0 chooses by the size of the tensors of the first sample.
         on_samples: Is told how many samples are done.
+        reduced: Points whose extremes the session computes by itself, by name of the tensor.
         explain: Called with the feed of a batch with NaN or infinity; names the node that made it.
     """
 
@@ -135,6 +165,7 @@ class Collector:
     batch: int = 0
     on_samples: OnSamples | None = None
     explain: Callable[[Feed], str] | None = None
+    reduced: Mapping[str, Reduction] = field(default_factory=dict)
 
     def run(self, feeds: Iterable[Feed]) -> dict[str, TensorStats]:
         """Run all feeds and return the statistics by tensor name.
@@ -145,7 +176,7 @@ class Collector:
         """
         names = [p.tensor for p in self.points]
         fed = {i.name for i in self.inputs}
-        taps = [name for name in names if name not in fed]
+        taps = [t for name in names if name not in fed for t in self._taps(name)]
         free: SimpleQueue[_Worker] = SimpleQueue()
         crew = [_Worker({p.tensor: _Accumulator(p) for p in self.points}) for _ in range(self.workers)]
         for worker in crew:
@@ -172,6 +203,15 @@ class Collector:
             raise CalibrationError("there was not a single sample to calibrate with")
         return {name: _merged(crew, name, sums) for name in names}
 
+    def _taps(self, name: str) -> tuple[str, ...]:
+        """The session's outputs that say something of a tensor."""
+        return self.reduced[name].outputs if name in self.reduced else (name,)
+
+    def _sample_bytes(self, taps: Sequence[str], sample: Feed) -> int:
+        found = dict(zip(taps, self.session.run(taps, sample), strict=True)) if taps else {}
+        sizes = [4 * int(found.pop(r.outputs[-1])) for r in self.reduced.values() if r.outputs[-1] in found]
+        return sum(sizes) + sum(x.nbytes for x in (*found.values(), *sample.values()) if isinstance(x, np.ndarray))
+
     def _batches(self, feeds: Iterable[Feed], taps: Sequence[str]) -> Iterator[tuple[int, Feed]]:
         size = self.batch or batching(self.inputs).fixed
         if size:
@@ -184,16 +224,18 @@ class Collector:
         if first is None:
             return
         sample = next(rechunk([first], 1, self.inputs))[1]
-        found = self.session.run(taps, sample) if taps else []
-        size = sum(x.nbytes for x in found if isinstance(x, np.ndarray)) + sum(x.nbytes for x in sample.values())
-        del found
-        yield from rechunk(_chain(first, feeds), batch_for(size), self.inputs)
+        yield from rechunk(_chain(first, feeds), batch_for(self._sample_bytes(taps, sample)), self.inputs)
 
     def _measure(self, worker: _Worker, taps: Sequence[str], feed: Feed) -> _Done:
         found: dict[str, Any] = dict(zip(taps, self.session.run(taps, feed), strict=True)) if taps else {}
         bad: list[str] = []
         sums: dict[str, tuple[NDArray[np.float64], int]] = {}
         for point in self.points:
+            if point.tensor in self.reduced:
+                extremes = Extremes.of(self.reduced[point.tensor], found)
+                if not worker.accumulators[point.tensor].add_extremes(extremes):
+                    bad.append(point.tensor)
+                continue
             x = found.pop(point.tensor) if point.tensor in found else feed[point.tensor]
             if not isinstance(x, np.ndarray) or x.dtype != np.float32:
                 raise CalibrationError(f"tensor {point.tensor!r} is no float32 tensor; it cannot be calibrated")

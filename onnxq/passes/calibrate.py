@@ -12,6 +12,7 @@ from onnxq.algos.activation import method_info
 from onnxq.calib.engine import Collector
 from onnxq.calib.feeds import Feed
 from onnxq.calib.points import StatisticPoint, StatKind
+from onnxq.calib.reductions import reductions_for
 from onnxq.errors import DataError
 from onnxq.graph import GraphModel
 from onnxq.passes._base import Fact, Pass, PassReport
@@ -71,8 +72,13 @@ class Calibrate(Pass):
             return PassReport()
         inputs = inputs_of(graph)
         fed = {i.name for i in inputs}
-        taps = [p.tensor for p in points if p.tensor not in fed]
-        session = make_session(graph, threads=1, outputs=taps or None)
+        inner = [p for p in points if p.tensor not in fed]
+        clamped = {a.tensor for a in (ctx.plan or Plan()).activations.values() if a.bounds[0] == 0}
+        ranks = {p.tensor: graph.rank(graph.tensor(p.tensor)) for p in inner}
+        reduced = reductions_for(inner, ranks, clamped)
+        taps = [t for p in inner for t in (reduced[p.tensor].outputs if p.tensor in reduced else (p.tensor,))]
+        extra = [node for r in reduced.values() for node in r.nodes(graph.opset)]
+        session = make_session(graph, threads=1, outputs=taps or None, extra=extra)
         total = ctx.reader.len_hint()
 
         def report(done: int) -> None:
@@ -87,6 +93,7 @@ class Calibrate(Pass):
             workers=thread_count(ctx.threads),
             on_samples=report,
             explain=lambda feed: _explain(graph, feed),
+            reduced=reduced,
         )
         ctx.stats = collector.run(ctx.reader)
         return PassReport(notes=(f"{len(points)} tensors measured over {ctx.samples} samples",))

@@ -10,9 +10,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from onnxq.calib.engine import Collector
+from onnxq.calib.engine import THINNING, Collector
 from onnxq.calib.feeds import InputInfo
 from onnxq.calib.points import StatisticPoint, StatKind
+from onnxq.calib.reductions import reductions_for
 from onnxq.errors import CalibrationError, DataError
 from onnxq.runtime import make_session
 from onnxq.stats import Histogram, TensorStats
@@ -426,3 +427,57 @@ def test_inputs_may_come_from_elsewhere() -> None:
     inputs = [InputInfo("x", np.float32, (2, 3, 9, 9))]
     Collector(wrapped, [StatisticPoint("y", StatKind.RANGE)], inputs).run(chunked(normal(8, 3, 9, 9), 8))
     assert set(seen) == {2}
+
+
+@pytest.mark.parametrize("opset", [11, 13, 17, 18])
+def test_extremes_found_in_the_graph_equal_those_of_the_values(opset: int) -> None:
+    model = build(
+        "g (float[N,3,5,4] x) => (float[N,3,5,4] y) { a = Neg(x) b = Relu(x) y = Add(a, b) }", opset=opset, ir_version=6
+    )
+    points = [
+        StatisticPoint("a", StatKind.RANGE),
+        StatisticPoint("b", StatKind.CHANNEL_ABSMAX),
+        StatisticPoint("y", StatKind.CHANNEL_ABSMAX),
+    ]
+    reduced = reductions_for(points, {"a": 4, "b": 4, "y": 4}, {"b"})
+    assert set(reduced) == {"a", "b", "y"}
+    outputs = [name for r in reduced.values() for name in r.outputs]
+    extra = [node for r in reduced.values() for node in r.nodes(opset)]
+    session = make_session(model, threads=1, outputs=outputs, extra=extra)
+    x = normal(9, 3, 5, 4)
+    inputs = [InputInfo("x", np.float32, ("N", 3, 5, 4))]
+    found = Collector(session, points, inputs, workers=2, reduced=reduced).run([{"x": x[:4]}, {"x": x[4:]}])
+    relu = np.maximum(x, 0)
+    assert (found["a"].low, found["a"].high, found["a"].count) == (-x.max(), -x.min(), x.size)
+    assert (found["b"].low, found["b"].high) == (0.0, relu.max())
+    np.testing.assert_array_equal(found["b"].channel_absmax, relu.max(axis=(0, 2, 3)))
+    np.testing.assert_array_equal(found["y"].channel_absmax, abs(relu - x).max(axis=(0, 2, 3)))
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_extremes_do_not_hide_what_is_not_finite(value: float) -> None:
+    model = build("g (float[N,2,9,9] x) => (float[N,2,9,9] y) { y = Identity(x) a = Neg(y) }", check=False)
+    points = [StatisticPoint("a", StatKind.RANGE)]
+    reduced = reductions_for(points, {"a": 4})
+    extra = [node for r in reduced.values() for node in r.nodes(17)]
+    session = make_session(model, threads=1, outputs=list(reduced["a"].outputs), extra=extra)
+    inputs = [InputInfo("x", np.float32, ("N", 2, 9, 9))]
+    for place in (0, 40, 161):
+        x = normal(1, 2, 9, 9)
+        x.reshape(-1)[place] = value
+        with pytest.raises(CalibrationError, match="'a' holds NaN or infinity"):
+            Collector(session, points, inputs, reduced=reduced).run([{"x": x}])
+
+
+def test_histograms_of_large_tensors_count_every_fourth_value_of_each_sample() -> None:
+    model = build("g (float[N,1,256,512] x) => (float[N,1,256,512] y) { y = Neg(x) }")
+    session = make_session(model, threads=1)
+    inputs = [InputInfo("x", np.float32, ("N", 1, 256, 512))]
+    x = normal(3, 1, 256, 512)
+    x[1, 0, 0, 1] = 99.0  # between two that are counted
+    points = [StatisticPoint("y", StatKind.HISTOGRAM)]
+    found = [Collector(session, points, inputs, batch=batch).run([{"x": x}])["y"] for batch in (1, 3)]
+    for stats in found:
+        assert (stats.low, stats.count) == (-99.0, x.size)
+        assert stats.require_histogram().total == x.size // THINNING
+    assert found[0].require_histogram().same_as(found[1].require_histogram())
