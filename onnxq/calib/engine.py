@@ -23,7 +23,7 @@ from onnxq.algos import kernels
 from onnxq.calib.chunks import rechunk
 from onnxq.calib.feeds import Feed, InputInfo, batching, sample_count
 from onnxq.calib.points import StatisticPoint, StatKind
-from onnxq.calib.reductions import Extremes, Reduction
+from onnxq.calib.reductions import Extremes, Reductions
 from onnxq.errors import CalibrationError
 from onnxq.runtime import Session
 from onnxq.stats import BINS, MIN_EXPONENT, Histogram, TensorStats, exponent_for
@@ -69,19 +69,6 @@ class _Accumulator:
         self.count += x.size
         if StatKind.HISTOGRAM in self.point.kinds and x.size:
             self._count(x, max(-low, high), lanes)
-        return True
-
-    def add_extremes(self, found: Extremes) -> bool:
-        """Take in what the graph found of one array; False if it holds NaN or infinity."""
-        if not found.finite:
-            return False
-        if found.count:
-            self.low = min(self.low, float(found.lows.min()) + 0.0)
-            self.high = max(self.high, float(found.highs.max()) + 0.0)
-            self.count += found.count
-            if StatKind.CHANNEL_ABSMAX in self.point.kinds:
-                largest = np.maximum(np.abs(found.lows), np.abs(found.highs)).max(axis=0)
-                self.absmax = largest if self.absmax is None else np.maximum(self.absmax, largest)
         return True
 
     def _count(self, x: NDArray[np.float32], absmax: float, lanes: NDArray[np.uint32]) -> None:
@@ -131,7 +118,12 @@ def by_channel(x: NDArray[np.float32], axis: int) -> NDArray[np.float32]:
 @dataclass
 class _Worker:
     accumulators: dict[str, _Accumulator]
+    extremes: Extremes
     lanes: NDArray[np.uint32] = field(default_factory=kernels.make_lanes)
+
+    def stats(self) -> dict[str, TensorStats]:
+        """What was found, by name of the tensor."""
+        return self.extremes.stats() | {name: a.stats() for name, a in self.accumulators.items()}
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,9 +144,9 @@ class Collector:
         points: What to measure.
         inputs: The model's inputs.
         workers: How many batches are run at the same time.
-        batch: Samples of a batch; 0 chooses by the size of the tensors of the first sample.
+        batch: Samples of a batch; 0 chooses by the size of the tensors of one sample.
         on_samples: Is told how many samples are done.
-        reduced: Points whose extremes the session computes by itself, by name of the tensor.
+        reduced: Points whose extremes the session computes by itself.
         explain: Called with the feed of a batch with NaN or infinity; names the node that made it.
     """
 
@@ -165,7 +157,7 @@ class Collector:
     batch: int = 0
     on_samples: OnSamples | None = None
     explain: Callable[[Feed], str] | None = None
-    reduced: Mapping[str, Reduction] = field(default_factory=dict)
+    reduced: Reductions = field(default_factory=Reductions)
 
     def run(self, feeds: Iterable[Feed]) -> dict[str, TensorStats]:
         """Run all feeds and return the statistics by tensor name.
@@ -175,10 +167,10 @@ class Collector:
             DataError: If a feed does not fit the model.
         """
         names = [p.tensor for p in self.points]
-        fed = {i.name for i in self.inputs}
-        taps = [t for name in names if name not in fed for t in self._taps(name)]
+        inside = {i.name for i in self.inputs} | self.reduced.tensors
+        taps = [*(name for name in names if name not in inside), *self.reduced.outputs]
         free: SimpleQueue[_Worker] = SimpleQueue()
-        crew = [_Worker({p.tensor: _Accumulator(p) for p in self.points}) for _ in range(self.workers)]
+        crew = [self._worker() for _ in range(self.workers)]
         for worker in crew:
             free.put(worker)
 
@@ -201,16 +193,21 @@ class Collector:
                     self.on_samples(samples)
         if not samples:
             raise CalibrationError("there was not a single sample to calibrate with")
-        return {name: _merged(crew, name, sums) for name in names}
+        found = [worker.stats() for worker in crew]
+        return {name: _merged([stats[name] for stats in found], sums.get(name)) for name in names}
 
-    def _taps(self, name: str) -> tuple[str, ...]:
-        """The session's outputs that say something of a tensor."""
-        return self.reduced[name].outputs if name in self.reduced else (name,)
+    def _worker(self) -> _Worker:
+        fetched = {p.tensor: _Accumulator(p) for p in self.points if p.tensor not in self.reduced.tensors}
+        return _Worker(fetched, Extremes(self.reduced))
 
     def _sample_bytes(self, taps: Sequence[str], sample: Feed) -> int:
-        found = dict(zip(taps, self.session.run(taps, sample), strict=True)) if taps else {}
-        sizes = [4 * int(found.pop(r.outputs[-1])) for r in self.reduced.values() if r.outputs[-1] in found]
-        return sum(sizes) + sum(x.nbytes for x in (*found.values(), *sample.values()) if isinstance(x, np.ndarray))
+        if self.reduced.static and set(taps) <= set(self.reduced.outputs):
+            return 4 * sum(item.count(1) for item in self.reduced.items) + sum(x.nbytes for x in sample.values())
+        found = dict(zip(taps, self.session.run(taps, sample), strict=True))
+        extremes = Extremes(self.reduced)
+        extremes.add(found, 1)
+        arrays = [x for x in (*found.values(), *sample.values()) if isinstance(x, np.ndarray)]
+        return 4 * sum(extremes.counts) + sum(x.nbytes for x in arrays)
 
     def _batches(self, feeds: Iterable[Feed], taps: Sequence[str]) -> Iterator[tuple[int, Feed]]:
         size = self.batch or batching(self.inputs).fixed
@@ -219,7 +216,7 @@ class Collector:
         return self._sized(iter(feeds), taps)
 
     def _sized(self, feeds: Iterator[Feed], taps: Sequence[str]) -> Iterator[tuple[int, Feed]]:
-        """Choose the batch by running the first sample."""
+        """Choose the batch by the shapes or, where they are not known, by running the first sample."""
         first = next(feeds, None)
         if first is None:
             return
@@ -228,23 +225,21 @@ class Collector:
 
     def _measure(self, worker: _Worker, taps: Sequence[str], feed: Feed) -> _Done:
         found: dict[str, Any] = dict(zip(taps, self.session.run(taps, feed), strict=True)) if taps else {}
-        bad: list[str] = []
+        rows = _rows(feed, self.inputs)
+        bad = set(worker.extremes.add(found, rows))
         sums: dict[str, tuple[NDArray[np.float64], int]] = {}
         for point in self.points:
-            if point.tensor in self.reduced:
-                extremes = Extremes.of(self.reduced[point.tensor], found)
-                if not worker.accumulators[point.tensor].add_extremes(extremes):
-                    bad.append(point.tensor)
+            if point.tensor not in worker.accumulators:
                 continue
             x = found.pop(point.tensor) if point.tensor in found else feed[point.tensor]
             if not isinstance(x, np.ndarray) or x.dtype != np.float32:
                 raise CalibrationError(f"tensor {point.tensor!r} is no float32 tensor; it cannot be calibrated")
             if not worker.accumulators[point.tensor].add(x, worker.lanes):
-                bad.append(point.tensor)
+                bad.add(point.tensor)
             elif StatKind.CHANNEL_SUM in point.kinds:
                 view = by_channel(x, point.axis)
                 sums[point.tensor] = (kernels.channel_sum(view), view.shape[0] * view.shape[2])
-        return _Done(_rows(feed, self.inputs), tuple(bad), sums)
+        return _Done(rows, tuple(p.tensor for p in self.points if p.tensor in bad), sums)
 
     def _blame(self, start: int, feed: Feed, done: _Done) -> str:
         stop = start + done.samples - 1
@@ -295,14 +290,14 @@ def _add_sums(
             sums[name] = (values, count)
 
 
-def _merged(crew: Sequence[_Worker], name: str, sums: Mapping[str, tuple[NDArray[np.float64], int]]) -> TensorStats:
-    parts = [s for w in crew if (s := w.accumulators[name].stats()).count]
+def _merged(found: Sequence[TensorStats], sums: tuple[NDArray[np.float64], int] | None) -> TensorStats:
+    parts = [stats for stats in found if stats.count]
     if not parts:
-        return crew[0].accumulators[name].stats()
+        return found[0]
     total = parts[0]
     for part in parts[1:]:
         total = total.merge(part)
-    if name not in sums:
+    if sums is None:
         return total
-    values, count = sums[name]
+    values, count = sums
     return TensorStats(total.low, total.high, total.count, total.histogram, total.channel_absmax, values, count)

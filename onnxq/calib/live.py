@@ -47,7 +47,7 @@ class IterableReader:
     """Feeds from a list, a data loader, a generator, or a function that returns one of these.
 
     A function is called anew for each pass. An iterator that can be used only once is recorded on its
-    first pass. Arrays are copied, so a source may reuse its buffers.
+    first pass. Arrays are copied, so a source may reuse its buffers, unless all feeds lie in a list or a tuple.
 
     Args:
         source: Gives mappings of arrays by input name. Where `inputs` is given, it may also give tuples
@@ -68,6 +68,7 @@ class IterableReader:
                 f"{type(source).__name__} is no source of feeds; pass an iterable or a function that returns one"
             )
         self._source = source
+        self._copy = not isinstance(source, (list, tuple))
         self._names = None if inputs is None else tuple(info.name for info in inputs)
         self._inputs = inputs
         self._tape = _Tape(map(self._feed, source), limit) if isinstance(source, Iterator) else None
@@ -85,13 +86,13 @@ class IterableReader:
 
     def _feed(self, item: object) -> Feed:
         if isinstance(item, Mapping):
-            return {str(name): as_array(value, f"input {name!r}", copy=True) for name, value in item.items()}
+            return {str(name): as_array(value, f"input {name!r}", copy=self._copy) for name, value in item.items()}
         names = self._names or ()
         values = list(item) if isinstance(item, (tuple, list)) and len(names) > 1 else [item]
         if not names or len(values) != len(names):
             wanted = f"a mapping or {len(names)} arrays for {', '.join(names)}" if names else "a mapping"
             raise DataError(f"found {type(item).__name__} of {len(values)} as a feed; must be {wanted}")
-        return {name: as_array(v, f"input {name!r}", copy=True) for name, v in zip(names, values, strict=True)}
+        return {name: as_array(v, f"input {name!r}", copy=self._copy) for name, v in zip(names, values, strict=True)}
 
     def len_hint(self) -> int | None:
         """Not known."""

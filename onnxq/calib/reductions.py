@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import itertools
+import math
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import onnx
 from numpy.typing import NDArray
 
+from onnxq.calib.feeds import Dim, InputInfo, batching
 from onnxq.calib.points import StatisticPoint, StatKind
+from onnxq.stats import TensorStats
 
 _AXES_ARE_INPUTS = {"ReduceSum": 13, "ReduceMax": 18, "ReduceMin": 18}
+_PREFIX = "onnxq.extremes"
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,98 +25,198 @@ class Reduction:
     """What is computed of one tensor instead of giving it out.
 
     Attributes:
-        tensor: Its name.
-        rank: Its rank, at least 3.
-        prefix: What the names of the results begin with.
+        point: The tensor, and what is wanted of it.
+        rank: Its rank, at least 3; the channels lie along axis 1.
+        channels: How many there are.
+        inner: Values of one channel of one row; None where it is not known before the run.
+        rows: Length of axis 0; None where that is the number of samples run.
+        counted: The graph counts the values: the other attributes do not tell how many there are. For
+            this ONNX Runtime brings the whole tensor back from the layout of its convolutions.
         nonnegative: The values come from a Relu or a Clip at 0: their smallest is taken to be 0, and the
             largest is found by a GlobalMaxPool, which runs in the layout convolutions have inside ONNX
             Runtime and so costs next to nothing. Such a clamp lets no NaN through that could be found here.
     """
 
-    tensor: str
+    point: StatisticPoint
     rank: int
-    prefix: str
-    nonnegative: bool = False
+    channels: int
+    inner: int
+    rows: int | None
+    counted: bool
+    nonnegative: bool
+
+    def nodes(self, prefix: str, opset: int) -> Iterator[onnx.NodeProto]:
+        """The nodes that compute ``prefix.high`` and, unless they are known, ``.low``, ``.sum`` and ``.size``.
+
+        All but the last have the shape (channels,).
+        """
+        tensor, axes = self.point.tensor, [0, *range(2, self.rank)]
+        if self.counted:
+            yield onnx.helper.make_node("Size", [tensor], [f"{prefix}.size"])
+        if self.nonnegative:
+            yield onnx.helper.make_node("GlobalMaxPool", [tensor], [f"{prefix}.pooled"])
+            yield _reduce("ReduceMax", f"{prefix}.pooled", f"{prefix}.high", axes, opset)
+            return
+        for op, name in (("ReduceMax", "high"), ("ReduceMin", "low"), ("ReduceSum", "sum")):
+            yield _reduce(op, tensor, f"{prefix}.{name}", axes, opset)
+
+    def count(self, rows: int) -> int:
+        """Number of values in a run of so many samples, where it is not counted."""
+        return (rows if self.rows is None else self.rows) * self.channels * self.inner
+
+
+def _reduce(op: str, tensor: str, result: str, axes: Sequence[int], opset: int) -> onnx.NodeProto:
+    if opset >= _AXES_ARE_INPUTS[op]:
+        return onnx.helper.make_node(op, [tensor, f"{_PREFIX}.axes{len(axes)}"], [result], keepdims=0)
+    return onnx.helper.make_node(op, [tensor], [result], axes=axes, keepdims=0)
+
+
+@dataclass(frozen=True, slots=True)
+class Reductions:
+    """Everything that is reduced in one graph.
+
+    The results of all tensors leave the graph in one vector each of largest values, smallest values and
+    sums, because every output costs time in Python.
+    """
+
+    items: tuple[Reduction, ...] = ()
+
+    @property
+    def tensors(self) -> frozenset[str]:
+        """Names of the tensors that are reduced."""
+        return frozenset(item.point.tensor for item in self.items)
+
+    @property
+    def static(self) -> bool:
+        """Whether all numbers of values are known before the run."""
+        return not any(item.counted for item in self.items)
 
     @property
     def outputs(self) -> tuple[str, ...]:
-        """Names of the largest and, unless they are known, smallest values and sums, and of the number of values.
-
-        The shapes are (N, C), with further axes of length 1 where the values are nonnegative; the number is a scalar.
-        """
-        kinds = ("high", "size") if self.nonnegative else ("high", "low", "sum", "size")
-        return tuple(f"{self.prefix}.{kind}" for kind in kinds)
+        """What the graph must be asked for."""
+        vectors = [f"{_PREFIX}.high"] if self.items else []
+        if any(not item.nonnegative for item in self.items):
+            vectors += [f"{_PREFIX}.low", f"{_PREFIX}.sum"]
+        return (*vectors, *(f"{_PREFIX}.{k}.size" for k, item in enumerate(self.items) if item.counted))
 
     def nodes(self, opset: int) -> Iterator[onnx.NodeProto]:
-        """The nodes that compute them.
+        """The nodes that compute the outputs.
 
         Args:
             opset: The model's operator set.
         """
-        if self.nonnegative:
-            high, size = self.outputs
-            yield onnx.helper.make_node("GlobalMaxPool", [self.tensor], [high])
-            yield onnx.helper.make_node("Size", [self.tensor], [size])
-            return
-        axes = list(range(2, self.rank))
-        constant = f"{self.prefix}.axes"
-        yield onnx.helper.make_node("Constant", [], [constant], value=onnx.numpy_helper.from_array(np.array(axes)))
-        high, low, total, size = self.outputs
-        for op, name in (("ReduceMax", high), ("ReduceMin", low), ("ReduceSum", total)):
-            if opset >= _AXES_ARE_INPUTS[op]:
-                yield onnx.helper.make_node(op, [self.tensor, constant], [name], keepdims=0)
-            else:
-                yield onnx.helper.make_node(op, [self.tensor], [name], axes=axes, keepdims=0)
-        yield onnx.helper.make_node("Size", [self.tensor], [size])
+        for rank in sorted({item.rank for item in self.items}):
+            axes = np.array([0, *range(2, rank)])
+            value = onnx.numpy_helper.from_array(axes)
+            yield onnx.helper.make_node("Constant", [], [f"{_PREFIX}.axes{len(axes)}"], value=value)
+        for number, item in enumerate(self.items):
+            yield from item.nodes(f"{_PREFIX}.{number}", opset)
+        for kind in ("high", "low", "sum"):
+            parts = [f"{_PREFIX}.{k}.{kind}" for k, i in enumerate(self.items) if kind == "high" or not i.nonnegative]
+            if parts:
+                yield onnx.helper.make_node("Concat", parts, [f"{_PREFIX}.{kind}"], axis=0)
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass
 class Extremes:
-    """What a `Reduction` gave for one batch.
+    """What the runs of one graph with `Reductions` have shown so far."""
 
-    Attributes:
-        lows: shape (N, C), float32.
-        highs: shape (N, C), float32.
-        count: Number of values.
-        finite: Whether all values were finite: maxima and minima show infinities, sums show NaN.
-    """
+    reductions: Reductions
+    highs: NDArray[np.float32] = field(init=False)
+    lows: NDArray[np.float32] = field(init=False)
+    counts: list[int] = field(init=False)
 
-    lows: NDArray[np.float32]
-    highs: NDArray[np.float32]
-    count: int
-    finite: bool
+    def __post_init__(self) -> None:
+        items = self.reductions.items
+        self.highs = np.full(sum(i.channels for i in items), -np.inf, np.float32)
+        self.lows = np.full(sum(i.channels for i in items if not i.nonnegative), np.inf, np.float32)
+        self.counts = [0] * len(items)
 
-    @staticmethod
-    def of(reduction: Reduction, found: Mapping[str, NDArray[Any]]) -> Extremes:
-        """Read the outputs of a run."""
-        results = [found[name] for name in reduction.outputs]
-        count = int(results[-1])
-        if reduction.nonnegative:
-            highs = results[0].reshape(results[0].shape[:2])
-            return Extremes(np.zeros_like(highs), highs, count, bool(np.isfinite(highs).all()) or count == 0)
-        highs, lows, sums = results[:3]
-        finite = bool(np.isfinite(highs).all() and np.isfinite(lows).all() and not np.isnan(sums).any())
-        return Extremes(lows, highs, count, finite or count == 0)
+    def add(self, found: Mapping[str, NDArray[Any]], rows: int) -> tuple[str, ...]:
+        """Take in the outputs of a run.
+
+        Args:
+            found: The outputs by name.
+            rows: How many samples were run.
+
+        Returns:
+            Names of the tensors that hold NaN or infinity: maxima and minima show infinities, sums show NaN.
+        """
+        items = self.reductions.items
+        if not items:
+            return ()
+        highs = found[f"{_PREFIX}.high"]
+        lows, sums = found.get(f"{_PREFIX}.low", self.lows), found.get(f"{_PREFIX}.sum", self.lows[:0])
+        if not (np.isfinite(highs).all() and np.isfinite(lows).all()) or np.isnan(sums).any():
+            return tuple(self._broken(highs, lows, sums))
+        np.maximum(self.highs, highs, out=self.highs)
+        np.minimum(self.lows, lows, out=self.lows)
+        for number, item in enumerate(items):
+            self.counts[number] += (
+                int(found[f"{_PREFIX}.{number}.size"]) if item.counted else item.count(rows)
+            )  # fmt: skip
+        return ()
+
+    def _broken(
+        self, highs: NDArray[np.float32], lows: NDArray[np.float32], sums: NDArray[np.float32]
+    ) -> Iterator[str]:
+        for item, high, low in self._slices():
+            finite = np.isfinite(highs[high]).all() and np.isfinite(lows[low]).all()
+            if not finite or np.isnan(sums[low]).any():
+                yield item.point.tensor
+
+    def _slices(self) -> Iterator[tuple[Reduction, slice, slice]]:
+        """Each tensor's places in the vectors of largest and of smallest values."""
+        items = self.reductions.items
+        highs = [0, *itertools.accumulate(i.channels for i in items)]
+        lows = [0, *itertools.accumulate(0 if i.nonnegative else i.channels for i in items)]
+        for number, item in enumerate(items):
+            yield item, slice(highs[number], highs[number + 1]), slice(lows[number], lows[number + 1])
+
+    def stats(self) -> dict[str, TensorStats]:
+        """What was found, by name of the tensor."""
+        found: dict[str, TensorStats] = {}
+        for (item, high, low), count in zip(self._slices(), self.counts, strict=True):
+            if not count:
+                found[item.point.tensor] = TensorStats(math.inf, -math.inf, 0, None, None)
+                continue
+            highs = self.highs[high]
+            lows = np.zeros_like(highs) if item.nonnegative else self.lows[low]
+            absmax = None
+            if StatKind.CHANNEL_ABSMAX in item.point.kinds:
+                absmax = np.maximum(np.abs(lows), np.abs(highs))
+            found[item.point.tensor] = TensorStats(
+                float(lows.min()) + 0.0, float(highs.max()) + 0.0, count, None, absmax
+            )  # fmt: skip
+        return found
 
 
 def reductions_for(
-    points: Sequence[StatisticPoint], ranks: Mapping[str, int | None], nonnegative: Collection[str] = ()
-) -> dict[str, Reduction]:
-    """The points that need extremes only, by name of the tensor.
+    points: Sequence[StatisticPoint],
+    shapes: Mapping[str, Sequence[Dim] | None],
+    inputs: Sequence[InputInfo],
+    nonnegative: Collection[str] = (),
+) -> Reductions:
+    """The points that need extremes only, and can be reduced in the graph.
 
     Args:
         points: What is to be measured.
-        ranks: Rank of each tensor, None where it is not known; tensors of rank below 3 are small anyway.
+        shapes: Shape of each tensor, None where not even the rank is known; tensors of rank below 3 are small anyway.
+        inputs: The model's inputs.
         nonnegative: Names of the tensors that come from a Relu or a Clip at 0.
     """
-    found: dict[str, Reduction] = {}
-    for number, point in enumerate(points):
-        rank = ranks.get(point.tensor)
-        per_channel = StatKind.CHANNEL_ABSMAX in point.kinds
-        if rank is None or rank < 3 or (StatKind.HISTOGRAM | StatKind.CHANNEL_SUM) & point.kinds:
+    rule = batching(inputs)
+    batch = {i.shape[0] for i in inputs if i.name in rule.carried and i.shape} - {None}
+    items: list[Reduction] = []
+    for point in points:
+        shape = shapes.get(point.tensor)
+        if shape is None or len(shape) < 3 or (StatKind.HISTOGRAM | StatKind.CHANNEL_SUM) & point.kinds:
             continue
-        if not per_channel or point.axis == 1:
-            found[point.tensor] = Reduction(
-                point.tensor, rank, f"onnxq.extremes.{number}", nonnegative=point.tensor in nonnegative
-            )
-    return found
+        if (StatKind.CHANNEL_ABSMAX in point.kinds and point.axis != 1) or not isinstance(shape[1], int):
+            continue
+        lengths = [d for d in shape[2:] if isinstance(d, int)]
+        inner = math.prod(lengths) if len(lengths) == len(shape) - 2 else 0
+        rows = shape[0] if isinstance(shape[0], int) else None
+        counted = not inner or (rows is None and (shape[0] is None or shape[0] not in batch))
+        items.append(Reduction(point, len(shape), shape[1], inner, rows, counted, point.tensor in nonnegative))
+    return Reductions(tuple(items))

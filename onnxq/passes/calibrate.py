@@ -74,10 +74,10 @@ class Calibrate(Pass):
         fed = {i.name for i in inputs}
         inner = [p for p in points if p.tensor not in fed]
         clamped = {a.tensor for a in (ctx.plan or Plan()).activations.values() if a.bounds[0] == 0}
-        ranks = {p.tensor: graph.rank(graph.tensor(p.tensor)) for p in inner}
-        reduced = reductions_for(inner, ranks, clamped)
-        taps = [t for p in inner for t in (reduced[p.tensor].outputs if p.tensor in reduced else (p.tensor,))]
-        extra = [node for r in reduced.values() for node in r.nodes(graph.opset)]
+        shapes = {p.tensor: graph.shape(graph.tensor(p.tensor)) for p in inner}
+        reduced = reductions_for(inner, shapes, inputs, clamped)
+        taps = [*(p.tensor for p in inner if p.tensor not in reduced.tensors), *reduced.outputs]
+        extra = list(reduced.nodes(graph.opset))
         session = make_session(graph, threads=1, outputs=taps or None, extra=extra)
         total = ctx.reader.len_hint()
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from onnxq.calib.engine import THINNING, Collector
-from onnxq.calib.feeds import InputInfo
+from onnxq.calib.feeds import Dim, InputInfo
 from onnxq.calib.points import StatisticPoint, StatKind
 from onnxq.calib.reductions import reductions_for
 from onnxq.errors import CalibrationError, DataError
@@ -429,8 +429,9 @@ def test_inputs_may_come_from_elsewhere() -> None:
     assert set(seen) == {2}
 
 
+@pytest.mark.parametrize("shape", [("N", 3, 5, 4), ("N", 3, "h", None), (None, 3, 5, 4), ("other", 3, 5, 4)])
 @pytest.mark.parametrize("opset", [11, 13, 17, 18])
-def test_extremes_found_in_the_graph_equal_those_of_the_values(opset: int) -> None:
+def test_extremes_found_in_the_graph_equal_those_of_the_values(opset: int, shape: tuple[Dim, ...]) -> None:
     model = build(
         "g (float[N,3,5,4] x) => (float[N,3,5,4] y) { a = Neg(x) b = Relu(x) y = Add(a, b) }", opset=opset, ir_version=6
     )
@@ -439,13 +440,11 @@ def test_extremes_found_in_the_graph_equal_those_of_the_values(opset: int) -> No
         StatisticPoint("b", StatKind.CHANNEL_ABSMAX),
         StatisticPoint("y", StatKind.CHANNEL_ABSMAX),
     ]
-    reduced = reductions_for(points, {"a": 4, "b": 4, "y": 4}, {"b"})
-    assert set(reduced) == {"a", "b", "y"}
-    outputs = [name for r in reduced.values() for name in r.outputs]
-    extra = [node for r in reduced.values() for node in r.nodes(opset)]
-    session = make_session(model, threads=1, outputs=outputs, extra=extra)
-    x = normal(9, 3, 5, 4)
     inputs = [InputInfo("x", np.float32, ("N", 3, 5, 4))]
+    reduced = reductions_for(points, dict.fromkeys("aby", shape), inputs, {"b"})
+    assert reduced.tensors == {"a", "b", "y"}
+    session = make_session(model, threads=1, outputs=reduced.outputs, extra=list(reduced.nodes(opset)))
+    x = normal(9, 3, 5, 4)
     found = Collector(session, points, inputs, workers=2, reduced=reduced).run([{"x": x[:4]}, {"x": x[4:]}])
     relu = np.maximum(x, 0)
     assert (found["a"].low, found["a"].high, found["a"].count) == (-x.max(), -x.min(), x.size)
@@ -458,10 +457,9 @@ def test_extremes_found_in_the_graph_equal_those_of_the_values(opset: int) -> No
 def test_extremes_do_not_hide_what_is_not_finite(value: float) -> None:
     model = build("g (float[N,2,9,9] x) => (float[N,2,9,9] y) { y = Identity(x) a = Neg(y) }", check=False)
     points = [StatisticPoint("a", StatKind.RANGE)]
-    reduced = reductions_for(points, {"a": 4})
-    extra = [node for r in reduced.values() for node in r.nodes(17)]
-    session = make_session(model, threads=1, outputs=list(reduced["a"].outputs), extra=extra)
     inputs = [InputInfo("x", np.float32, ("N", 2, 9, 9))]
+    reduced = reductions_for(points, {"a": ("N", 2, 9, 9)}, inputs)
+    session = make_session(model, threads=1, outputs=reduced.outputs, extra=list(reduced.nodes(17)))
     for place in (0, 40, 161):
         x = normal(1, 2, 9, 9)
         x.reshape(-1)[place] = value
