@@ -7,9 +7,12 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
+from numpy.typing import NDArray
 
 if TYPE_CHECKING:
     from onnxq.calib.readers import Reader
+    from onnxq.factors import LayerFactors
+    from onnxq.graph import GraphModel
     from onnxq.passes._base import PassReport
     from onnxq.plan import Plan
     from onnxq.recipe import Recipe
@@ -30,6 +33,9 @@ class QuantContext:
         stats: Statistics of tensors by name.
         ranges: Smallest and largest real of a group of activations, where a pass has decided it.
         params: Scale and zero point by tensor name, for activations, weights and biases.
+        factors: The numbers by layer, for targets that want them so.
+        balance: What the input channels of a layer were divided by, by node name.
+        twin: The same model in operators that run here, where the target's own do not.
         reports: One per pass that ran.
         metadata: Entries for the model's `metadata_props`.
         threads: How many threads calibration may use.
@@ -45,6 +51,9 @@ class QuantContext:
     stats: dict[str, TensorStats] = field(default_factory=dict)
     ranges: dict[str, tuple[float, float]] = field(default_factory=dict)
     params: dict[str, QuantParams] = field(default_factory=dict)
+    factors: dict[str, LayerFactors] = field(default_factory=dict)
+    balance: dict[str, NDArray[np.float32]] = field(default_factory=dict)
+    twin: GraphModel | None = None
     reports: list[PassReport] = field(default_factory=list)
     metadata: dict[str, str] = field(default_factory=dict)
     threads: int = 0

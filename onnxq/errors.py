@@ -34,6 +34,10 @@ class CalibrationError(OnnxqError):
     """Calibration cannot give usable statistics (NaN, infinity, no samples)."""
 
 
+class RecordError(OnnxqError):
+    """A record of scales and zero points is wrong, or does not fit the model."""
+
+
 class PassError(OnnxqError):
     """A pass failed; the message names it and its position."""
 

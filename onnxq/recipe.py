@@ -18,15 +18,17 @@ from typing import Any, Literal
 import yaml
 from pydantic import Field
 
-from onnxq._recipe.base import InvalidRecipe, Model, Name, Problem, plain
+from onnxq._recipe.base import Flag, InvalidRecipe, Model, Name, Problem, plain
 from onnxq._recipe.load import parse_mapping, read_mapping
 from onnxq._recipe.methods import (
     HFMG,
     IFMR,
     KL,
+    NUQ,
     AbsMax,
     ActivationMethod,
     ActivationMSE,
+    AdaRound,
     MinMax,
     OutputMSE,
     Percentile,
@@ -53,10 +55,12 @@ __all__ = [
     "HFMG",
     "IFMR",
     "KL",
+    "NUQ",
     "AbsMax",
     "ActivationConfig",
     "ActivationMSE",
     "ActivationMethod",
+    "AdaRound",
     "BalanceConfig",
     "BiasCorrection",
     "BlockShape",
@@ -107,6 +111,9 @@ class Recipe(Model):
     equalize: EqualizeConfig = Field(default=EqualizeConfig(), description="Cross-layer equalization.")
     balance: BalanceConfig | None = Field(
         default=None, description="Move uneven channels into the weights; absent: not done."
+    )
+    fp16_scales: Flag = Field(
+        default=False, description="Round the scales of activations to float16 values (Ascend's FORCE_FP16_QUANT)."
     )
     calibration: CalibrationConfig = Field(default=CalibrationConfig(), description="Which data are run, and how.")
     refine: tuple[RefineStep, ...] = Field(
@@ -185,7 +192,7 @@ class Recipe(Model):
 
     @cached_property
     def _resolver(self) -> Resolver:
-        return Resolver(self.activations, self.weights, self._labelled_rules())
+        return Resolver(self.activations, self.weights, self._labelled_rules(), self.balance)
 
     def _labelled_rules(self) -> list[tuple[str, Rule]]:
         rules = [(f"rules[{i}] of the recipe ({rule.match})", rule) for i, rule in enumerate(self.rules)]

@@ -102,6 +102,9 @@ class AbsMax(Method):
     """The largest magnitude; the smallest and largest value where the weights are asymmetric."""
 
     name: Literal["absmax"] = "absmax"
+    full_range: Flag = Field(
+        default=False, description="Where the negative side is the wider one, use the lowest code for it."
+    )
 
 
 class WeightMSE(Method):
@@ -119,12 +122,55 @@ class WeightMSE(Method):
         return self
 
 
+class AdaRound(Method):
+    """Round each weight up or down, whichever keeps the layer's output closest to the float model's."""
+
+    name: Literal["adaround"] = "adaround"
+    scale: Literal["mse", "kl", "absmax"] = Field(default="mse", description="How the scale is chosen beforehand.")
+    num_iteration: Annotated[int, Field(strict=True, ge=0)] = Field(default=10000, description="Steps per layer.")
+    reg_param: Annotated[float, Field(strict=True, gt=0, lt=1)] = Field(
+        default=0.01, description="Weight of the term that drives every rounding to up or down."
+    )
+    beta_range: tuple[Number, Number] = Field(default=(20.0, 2.0), description="That term's exponent, from and to.")
+    warm_start: Annotated[float, Field(strict=True, gt=0, lt=1)] = Field(
+        default=0.2, description="Part of the steps without that term."
+    )
+    samples: Annotated[int, Field(strict=True, ge=1)] = Field(
+        default=128, description="How many samples the layers' inputs are taken from."
+    )
+
+    @model_validator(mode="after")
+    def _check(self) -> AdaRound:
+        start, end = self.beta_range
+        if not start > end > 0:
+            raise ValueError(f"beta_range found [{start:g}, {end:g}]; must fall from the first to the second, both > 0")
+        return self
+
+    def parameters(self) -> dict[str, object]:
+        """The parameters under the names the algorithm has for them."""
+        fields = super().parameters()
+        del fields["samples"]  # which data are run is not the algorithm's concern
+        fields["beta_start"], fields["beta_end"] = self.beta_range
+        del fields["beta_range"]
+        return fields
+
+
+class NUQ(Method):
+    """Non-uniform: keep only 16 or 32 of the codes, those that lose least."""
+
+    name: Literal["nuq"] = "nuq"
+    num_steps: Literal[16, 32] = Field(default=32, description="How many different codes a layer may use.")
+    num_of_iteration: Annotated[int, Field(strict=True, ge=0, le=5)] = Field(
+        default=1, description="How often the scale is fitted to the chosen codes and these are chosen anew."
+    )
+
+
 def _activation_names() -> list[str]:
     return ["minmax", "percentile", "kl", "mse", "ifmr", "hfmg"]
 
 
 def _weight_names() -> list[str]:
-    return ["absmax", "mse"]
+    return ["absmax", "mse", "adaround", "nuq"]
 
 
 ActivationMethod = Annotated[
@@ -132,4 +178,6 @@ ActivationMethod = Annotated[
     Field(discriminator="name"),
     Shorthand("name", _activation_names),
 ]
-WeightMethod = Annotated[AbsMax | WeightMSE, Field(discriminator="name"), Shorthand("name", _weight_names)]
+WeightMethod = Annotated[
+    AbsMax | WeightMSE | AdaRound | NUQ, Field(discriminator="name"), Shorthand("name", _weight_names)
+]

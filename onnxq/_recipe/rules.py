@@ -11,6 +11,7 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from onnxq._recipe.base import Flag, Model, Name
+from onnxq._recipe.steps import BalanceConfig
 from onnxq._recipe.tensors import ActivationConfig, WeightConfig
 
 Level = Literal["op_type", "name", "node"]
@@ -60,14 +61,17 @@ class Rule(Model):
     quantize: Flag | None = Field(default=None, description="Quantize these nodes though the target leaves them float.")
     activations: ActivationConfig | None = Field(default=None, description="What differs for their inputs and outputs.")
     weights: WeightConfig | None = Field(default=None, description="What differs for their weights.")
+    balance: BalanceConfig | None = Field(default=None, description="Balance their input channels like this.")
 
     @model_validator(mode="after")
     def _check_effect(self) -> Rule:
-        changes = [k for k in ("quantize", "activations", "weights") if getattr(self, k) not in (None, False)]
+        changes = [
+            k for k in ("quantize", "activations", "weights", "balance") if getattr(self, k) not in (None, False)
+        ]
         if self.skip and changes:
             raise ValueError(f"skip: true excludes {' and '.join(changes)}")
-        if self.skip is None and self.quantize is None and self.activations is None and self.weights is None:
-            raise ValueError("does nothing; give it skip, quantize, activations or weights")
+        if self.skip is None and self.quantize is None and not changes:
+            raise ValueError("does nothing; give it skip, quantize, activations, weights or balance")
         return self
 
 
@@ -81,6 +85,7 @@ class Settings:
         skip: The user wants the node float.
         force: The user wants the node quantized though the target leaves it float.
         reason: Which entry of the recipe decided `skip` or `force`; empty where none did.
+        balance: How the node's input channels are balanced; None where they are not.
     """
 
     activations: ActivationConfig
@@ -88,6 +93,7 @@ class Settings:
     skip: bool = False
     force: bool = False
     reason: str = ""
+    balance: BalanceConfig | None = None
 
 
 def is_glob(text: str) -> bool:
@@ -115,10 +121,17 @@ class Resolver:
         activations: The recipe's default for activations.
         weights: The recipe's default for weights.
         rules: Every rule with the text that names it, in the order they were written.
+        balance: The recipe's default for balancing.
     """
 
-    def __init__(self, activations: ActivationConfig, weights: WeightConfig, rules: Iterable[tuple[str, Rule]]) -> None:
-        self._base = Settings(activations, weights)
+    def __init__(
+        self,
+        activations: ActivationConfig,
+        weights: WeightConfig,
+        rules: Iterable[tuple[str, Rule]],
+        balance: BalanceConfig | None = None,
+    ) -> None:
+        self._base = Settings(activations, weights, balance=balance)
         self._rules = list(rules)
         self._exact: dict[tuple[Level, str], list[int]] = {}
         self._globs: list[tuple[re.Pattern[str], int]] = []
@@ -140,12 +153,13 @@ class Resolver:
         return self._merged[found]
 
     def _merge(self, found: list[tuple[str, Rule]]) -> Settings:
-        activations, weights = self._base.activations, self._base.weights
+        activations, weights, balance = self._base.activations, self._base.weights, self._base.balance
         skip = force = False
         reason = ""
         for label, rule in found:
             activations = rule.activations.over(activations) if rule.activations else activations
             weights = rule.weights.over(weights) if rule.weights else weights
+            balance = rule.balance or balance
             before = (skip, force)
             if rule.skip is not None:
                 skip, force = rule.skip, force and not rule.skip
@@ -153,4 +167,4 @@ class Resolver:
                 skip, force = skip and not rule.quantize, rule.quantize
             if (skip, force) != before:
                 reason = label if skip or force else ""
-        return Settings(activations, weights, skip=skip, force=force, reason=reason)
+        return Settings(activations, weights, skip=skip, force=force, reason=reason, balance=balance)

@@ -64,6 +64,23 @@ def params_from_range(low: ArrayLike, high: ArrayLike, spec: QuantSpec, *, full_
     return QuantParams(spec, scale, zero_point.astype(np.int32))
 
 
+def fp16_scale(scale: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Return the nearest scales that hardware with float16 factors holds exactly.
+
+    A scale outside float16's normal range becomes the square of a float16: the hardware multiplies twice.
+
+    Args:
+        scale: float32, > 0.
+
+    Source: AMCT's FORCE_FP16_QUANT (specs of AMCT, section 3.7).
+    """
+    value = np.asarray(scale, np.float32)
+    direct = (value <= np.float32(65504)) & (value >= np.float32(2.0**-14))
+    root = np.square(np.sqrt(value).astype(np.float16).astype(np.float32))
+    with np.errstate(over="ignore"):
+        return np.where(direct, value.astype(np.float16).astype(np.float32), root)
+
+
 def safe_scale(scale: ArrayLike) -> NDArray[np.float32]:
     """Return float32 scales > 0: zeros become `ZERO_SCALE`, the rest is clamped to at least `MIN_SCALE`.
 

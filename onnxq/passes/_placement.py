@@ -161,7 +161,7 @@ class _Placer:
         source = next((c.node.inputs[i].name for i in c.data), "")
         bias = self.target.bias_codes and source in activations and self._has_bias(c)
         return WeightPlan(
-            name, c.weight, tensor, tensor, spec, weight_method(c.settings.weights),
+            name, c.weight, tensor, tensor, spec, weight_method(c.settings.weights, self.target),
             bias=bias and not isinstance(spec.granularity, PerBlock), input=source,
         )  # fmt: skip
 

@@ -41,7 +41,8 @@ def activation_spec(config: ActivationConfig, target: Target) -> QuantSpec:
         known = ", ".join(sorted(t.label for t in target.activation_types))
         raise RecipeError(f"activations.type: {target.title} does not execute {qtype.label} activations; use {known}")
     symmetric = _or(config.symmetric, target.activation_symmetric)
-    return QuantSpec(qtype, PerTensor(), symmetric, config.bits or 0, _or(config.narrow, symmetric and qtype.signed))
+    narrow = _or(config.narrow, symmetric and qtype.signed and not target.full_range)
+    return QuantSpec(qtype, PerTensor(), symmetric, config.bits or 0, narrow)
 
 
 def activation_method(config: ActivationConfig) -> ActivationMethod:
@@ -49,9 +50,9 @@ def activation_method(config: ActivationConfig) -> ActivationMethod:
     return config.method or DEFAULT_METHOD
 
 
-def weight_method(config: WeightConfig) -> WeightMethod:
+def weight_method(config: WeightConfig, target: Target) -> WeightMethod:
     """How the scale of a weight is chosen."""
-    return config.method or AbsMax()
+    return config.method or AbsMax(full_range=target.full_range)
 
 
 def weight_spec(graph: GraphModel, node: Node, index: int, config: WeightConfig, target: Target) -> QuantSpec:

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from onnxq.algos import activation as activation_methods
 from onnxq.algos import weight as weight_methods
-from onnxq.algos.affine import params_from_range
+from onnxq.algos.affine import fp16_scale, params_from_range
 from onnxq.algos.bias_correct import quantize_bias
 from onnxq.algos.weight.pair_sums import largest_pair_sums, safe_scale
 from onnxq.errors import CalibrationError, GraphError
@@ -71,7 +71,9 @@ def _activations(plan: Plan, ctx: QuantContext) -> dict[str, QuantParams]:
     params: dict[str, QuantParams] = {}
     for group, members in groups_of(plan).items():
         low, high = ctx.ranges.get(group) or _find_range(members, ctx.stats)
-        chosen = params_from_range(low, high, members[0].spec)
+        chosen = params_from_range(low, high, members[0].spec, full_range=ctx.target.full_range)
+        if ctx.recipe.fp16_scales:
+            chosen = QuantParams(chosen.spec, fp16_scale(chosen.scale), chosen.zero_point)
         params |= {m.tensor: chosen for m in members}
     return params
 

@@ -35,6 +35,8 @@ class Target:
             even where the neighbours have none.
         safe_pairs: Whether some of its processors add two products in 16 bits, so that the scales of 8-bit
             weights must leave room; see `onnxq.algos.weight.pair_sums`.
+        full_range: Where the negative side of a symmetric range is the wider one, the lowest code stands for it,
+            instead of leaving that code out.
         opset: Oldest operator set it is written in.
         insertion: Which operators carry the scales.
     """
@@ -57,5 +59,6 @@ class Target:
     both_addends: bool = True
     all_codes: bool = False
     safe_pairs: bool = False
+    full_range: bool = False
     opset: int = 13
     insertion: str = "qdq"

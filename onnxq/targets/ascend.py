@@ -14,6 +14,7 @@ ASCEND = Target(
     weight=QType.INT8,
     weight_types=frozenset({QType.INT8}),
     weight_narrow=False,
+    full_range=True,
     per_axis=frozenset({"Conv", "ConvTranspose"}),
     compute=frozenset(["Conv", "ConvTranspose", "Gemm", "MatMul", "AveragePool"]),
     passive=frozenset(),
