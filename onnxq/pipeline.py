@@ -300,10 +300,6 @@ def _recipe(recipe: RecipeLike | None, target: str | None) -> Recipe:
 
 def _context(recipe: Recipe, reader: CheckedReader | None, threads: int, progress: Progress | None) -> QuantContext:
     target = get_target(recipe.target)
-    if target.insertion != "qdq":
-        raise RecipeError(
-            f"target {target.name!r}: this version does not write the operators of {target.title}; use ort"
-        )
     return QuantContext(recipe, target, reader, threads=threads, seed=recipe.calibration.seed, progress=progress)
 
 
