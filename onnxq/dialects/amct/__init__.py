@@ -1,0 +1,1 @@
+"""AMCT, Huawei Ascend's model compression toolkit: its configuration, its files and its calls."""

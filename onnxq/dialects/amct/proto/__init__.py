@@ -1,0 +1,1 @@
+"""The messages of AMCT's text files, and the modules generated from them."""
