@@ -23,7 +23,7 @@ FRAMEWORKS = {"torch", "tensorflow", "keras", "paddle", "jax", "mxnet", "mindspo
 UNPICKLERS = {"pickle", "cPickle", "_pickle", "dill", "cloudpickle", "joblib", "shelve", "marshal", "jsonpickle"}
 
 BASE = {"errors", "spec", "stats", "_version"}
-CORE = BASE | {"recipe", "plan", "opinfo", "targets", "context", "graph", "modelio", "runtime", "calib", "algos"}
+CORE = BASE | {"recipe", "plan", "factors", "opinfo", "targets", "context", "graph", "modelio", "runtime", "calib", "algos"}
 LAYERS: dict[str, set[str]] = {
     "errors": set(),
     "_version": set(),
@@ -34,21 +34,24 @@ LAYERS: dict[str, set[str]] = {
     "_recipe": {"errors", "spec", "_recipe", "recipe"},
     "recipe": {"errors", "spec", "_recipe"},
     "plan": {"errors", "spec", "recipe"},
+    "factors": {"errors", "spec"},
     "_graph": {"errors", "spec", "_graph"},
     "graph": {"errors", "spec", "_graph", "modelio"},
     "modelio": {"errors", "spec", "_graph", "graph"},
     "runtime": {"errors", "spec", "graph", "modelio", "calib.feeds"},
     "algos": {"errors", "spec", "stats", "algos"},
     "calib": {"errors", "spec", "stats", "recipe", "runtime", "algos", "calib"},
-    "context": {"errors", "spec", "stats", "recipe", "plan", "targets", "calib", "passes._base"},
+    "context": {"errors", "spec", "stats", "recipe", "plan", "targets", "calib", "passes._base"}
+    | {"factors", "graph"},
     "instruments": {"errors", "context", "graph", "modelio", "runtime", "passes._base"},
     "passes": CORE | {"passes"},
     "pipeline": CORE | {"passes", "instruments"},
+    "ascend": CORE | {"passes", "pipeline", "instruments", "ascend"},
     "report": CORE | {"passes._base", "pipeline", "instruments", "report"},
     "tune": CORE | {"passes", "pipeline", "instruments", "report", "tune"},
     "qat": CORE | {"passes", "pipeline", "instruments", "report", "qat"},
     "zoo": CORE | {"pipeline", "instruments", "report", "tune", "zoo"},
-    "dialects": {*BASE, "", "recipe", "pipeline", "dialects"},
+    "dialects": {*BASE, "", "recipe", "plan", "factors", "calib.readers", "pipeline", "ascend", "dialects"},
     "cli": {*BASE, "", "recipe", "plan", "targets", "pipeline", "instruments", "cli"}
     | {"report", "tune", "qat", "zoo", "dialects"},
     "": CORE | {"passes._base", "pipeline", "instruments", ""},
