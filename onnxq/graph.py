@@ -178,6 +178,39 @@ class GraphModel(GraphView):
                 links.set_output(node, position, gs.Variable.empty())
         constants.become_constant(tensor, weights)
 
+    def derived(
+        self, tensor: Tensor, function: Callable[[NDArray[Any]], NDArray[Any]], *, shape: Sequence[int], dtype: object
+    ) -> LazyArray:
+        """What `function` makes of the numbers a constant has now, computed whenever it is read or saved.
+
+        Args:
+            tensor: A constant; giving it other numbers later changes nothing here.
+            function: Must return the same array of this shape and type each time.
+            shape: Shape of the result.
+            dtype: numpy or ml_dtypes type of the result.
+        """
+        weights = weights_of(tensor)
+        return LazyArray(tuple(shape), np.dtype(dtype), lambda: function(weights.array()))  # type: ignore[call-overload]
+
+    def rewrite_constant(self, tensor: Tensor, array: NDArray[Any] | LazyArray) -> None:
+        """Give a constant other numbers, of any type and shape; its name stays and all its readers see them.
+
+        Args:
+            tensor: A constant.
+            array: The numbers, as for `add_constant`.
+
+        Raises:
+            GraphError: If `tensor` is not a constant, or ONNX has no such element type.
+        """
+        if not isinstance(tensor, gs.Constant):
+            raise GraphError(f"tensor {tensor.name!r} is not a constant")
+        try:
+            weights = constants.weights_for(array, None, self._spill)
+        except ValueError as err:
+            raise GraphError(f"constant {tensor.name!r}: {err}") from err
+        self._imported.overridable.pop(tensor.name, None)  # a caller would give it numbers of the old type
+        constants.become_constant(tensor, weights)
+
     def lift(self, node: Node) -> Tensor | None:
         """Make what a Constant node computes an initializer and remove the node; the numbers are not read.
 

@@ -9,7 +9,9 @@ import numpy as np
 
 from onnxq.graph import GraphModel, Node, Tensor
 from onnxq.opinfo import OPS, OpInfo
+from onnxq.passes._limits import why_beyond, why_not_wide
 from onnxq.passes._linear import describe, kind, optional_input, why_not_constant
+from onnxq.passes._specs import activation_spec
 from onnxq.recipe import Settings
 from onnxq.targets import Target
 
@@ -62,11 +64,25 @@ def examine(
     reason = _refused(op, info, settings, target) or (None if settings.force else patterns.get(node.name))
     if reason is not None:
         return reason
-    return _with_tensors(graph, node, info, settings)
+    found = _with_tensors(graph, node, info, settings)
+    return found if isinstance(found, str) else _within_limits(graph, found, target)
+
+
+def _within_limits(graph: GraphModel, candidate: Candidate, target: Target) -> Candidate | str:
+    node = candidate.node
+    bits = activation_spec(candidate.settings.activations, target).bits
+    reason = why_beyond(graph, node, target) or why_not_wide(graph, node, bits, target)
+    if reason is None and target.alone and not candidate.data:
+        reason = "its input is a constant"
+    if reason is None and target.alone and candidate.kind == "arithmetic":  # one input is enough: the other is fused
+        return Candidate(node, candidate.info, candidate.settings, candidate.data[:1], results=candidate.results)
+    return reason or candidate
 
 
 def _refused(op: str, info: OpInfo, settings: Settings, target: Target) -> str | None:
-    if op in target.compute or op in target.passive or op in target.clamps or settings.force:
+    if op in target.compute or op in target.passive or op in target.clamps:
+        return None
+    if settings.force and (op in target.slower or not target.alone):
         return None
     if op in target.slower:
         return f"{target.slower[op]}; {FORCE}"

@@ -43,6 +43,8 @@ def settle(graph: GraphModel, verdicts: dict[str, Candidate | str], target: Targ
         verdicts: By node name: a candidate, or why the node stays float.
         target: The backend.
     """
+    if target.alone:
+        return _each_alone(graph, verdicts)
     verdicts = dict(verdicts)
     first: dict[str, str] = {}
     while True:  # what turns out useless may have been what made others useful
@@ -54,6 +56,19 @@ def settle(graph: GraphModel, verdicts: dict[str, Candidate | str], target: Targ
             flow.reasons = {n: first[n] for n in flow.reasons}
             return flow
         verdicts |= {n: USELESS.format(flow.quantized[n].node.op) for n in useless}
+
+
+def _each_alone(graph: GraphModel, verdicts: dict[str, Candidate | str]) -> Flow:
+    """Every candidate converts its own input, so all of them are quantized."""
+    flow = Flow()
+    for node in graph.nodes():
+        verdict = verdicts[label(node)]
+        if isinstance(verdict, str):
+            flow.roles[label(node)] = "float"
+            flow.reasons[label(node)] = verdict
+        else:
+            _note(flow, verdict, "quantized")
+    return flow
 
 
 def _once(graph: GraphModel, verdicts: dict[str, Candidate | str], target: Target) -> Flow:

@@ -10,6 +10,7 @@ from onnxq.graph import GraphModel, Node, Tensor
 from onnxq.passes._bias import bias_place
 from onnxq.passes._candidates import Candidate
 from onnxq.passes._flow import Flow
+from onnxq.passes._limits import needs_symmetric
 from onnxq.passes._linear import label
 from onnxq.passes._specs import activation_method, activation_spec, keeps_codes, weight_method, weight_spec
 from onnxq.plan import ActivationPlan, Decision, Plan, WeightPlan
@@ -99,7 +100,7 @@ class _Placer:
         for name in named:
             group = groups.find(name)
             if group not in leaders:
-                config = self._config(name, readers.get(name, []))
+                config = self._symmetric_where_needed(self._config(name, readers.get(name, [])), readers.get(name, []))
                 leaders[group] = (activation_spec(config, self.target), config)
             spec, config = leaders[group]
             bounds = self.flow.clamps[name][1] if name in self.flow.clamps else (-math.inf, math.inf)
@@ -117,11 +118,19 @@ class _Placer:
         special = [c for c in around if c.settings.activations != self.recipe.activations]
         return (special or around)[0].settings.activations
 
+    def _symmetric_where_needed(self, config: ActivationConfig, readers: list[tuple[str, int]]) -> ActivationConfig:
+        nodes = [self.flow.quantized[reader].node for reader, _ in readers]
+        if any(needs_symmetric(self.graph, node, self.target) for node in nodes):
+            return ActivationConfig(symmetric=True).over(config)
+        return config
+
     def _groups(self, named: list[str]) -> Groups:
         groups = Groups()
         known = set(named)
         for name in named:
             groups.find(name)
+        if self.target.alone:
+            return groups
         for c in self.flow.quantized.values():
             if c.kind not in ("passive", "join"):
                 continue

@@ -68,6 +68,11 @@ def weight_spec(graph: GraphModel, node: Node, index: int, config: WeightConfig,
     symmetric = _or(config.symmetric, qtype.signed)
     narrow = _or(config.narrow, target.weight_narrow and symmetric and qtype.signed)
     granularity = _granularity(graph, node, index, config, target)
+    if not target.standard and (not symmetric or narrow or isinstance(granularity, PerBlock)):
+        raise RecipeError(
+            f"weights: {target.title} takes symmetric ones with all codes and one scale for each tensor or channel; "
+            "leave out symmetric: false, narrow: true and per_block"
+        )
     return QuantSpec(qtype, granularity, symmetric, config.bits or 0, narrow)
 
 
@@ -93,7 +98,7 @@ def _granularity(graph: GraphModel, node: Node, index: int, config: WeightConfig
                 f"weights.granularity: node {node.name!r} has a weight of rank {rank}, no axis {block_axis}"
             )
         return PerBlock(block_axis % rank, wanted.per_block.size)
-    if axis is None or graph.opset < FIRST_PER_AXIS or wanted == "per_tensor":
+    if axis is None or (target.standard and graph.opset < FIRST_PER_AXIS) or wanted == "per_tensor":
         return PerTensor()
     return PerAxis(axis) if wanted == "per_axis" or node.op in target.per_axis else PerTensor()
 
@@ -128,7 +133,7 @@ def _or(value: V | None, default: V) -> V:
 def needed_opset(configs: list[TensorConfig], target: Target) -> int:
     """The oldest operator set that can express what these configurations ask for."""
     needed = target.opset
-    for config in configs:
+    for config in configs if target.standard else ():
         needed = max(needed, _qtype(config, target.weight).min_opset)
         if isinstance(config.granularity, Blockwise):
             needed = max(needed, 21)

@@ -17,8 +17,12 @@ from onnxq.plan import Decision, Plan
 if TYPE_CHECKING:
     from onnxq.context import QuantContext
     from onnxq.graph import GraphModel
+    from onnxq.targets import Target
 
-_QUANTIZED_OPS = ("QuantizeLinear", "DequantizeLinear", "QLinearConv", "QLinearMatMul", "ConvInteger", "MatMulInteger")
+_QUANTIZED_OPS = (
+    *("QuantizeLinear", "DequantizeLinear", "QLinearConv", "QLinearMatMul", "ConvInteger", "MatMulInteger"),
+    *("AscendQuant", "AscendDequant"),
+)
 
 
 @dataclass(frozen=True)
@@ -57,10 +61,10 @@ class SelectLayers(Pass):
         flow = settle(graph, self._judge(graph, ctx), ctx.target)
         ctx.plan = place(graph, flow, ctx.target, ctx.recipe)
         skipped = tuple(Skip(d.node, d.reason) for d in ctx.plan.left_float())
-        return PassReport(skipped=skipped, notes=_notes(graph, flow))
+        return PassReport(skipped=skipped, notes=_notes(graph, flow, ctx.target))
 
     def _judge(self, graph: GraphModel, ctx: QuantContext) -> dict[str, Candidate | str]:
-        patterns = fused_patterns(graph)
+        patterns = {} if ctx.target.alone else fused_patterns(graph)
         if ctx.target.all_codes:
             patterns = {n: reason for n, reason in patterns.items() if reason != ATTENTION}
         return {
@@ -69,8 +73,8 @@ class SelectLayers(Pass):
         }
 
 
-def _notes(graph: GraphModel, flow: Flow) -> tuple[str, ...]:
-    if graph.opset < 13 and flow.quantized:
+def _notes(graph: GraphModel, flow: Flow, target: Target) -> tuple[str, ...]:
+    if graph.opset < 13 and flow.quantized and target.standard:
         note = f"the model stays at opset {graph.opset}, which has one scale for a whole weight only; "
         return (note + "export it at opset 13 or newer for one per channel",)
     return ()

@@ -6,13 +6,13 @@ from collections.abc import Mapping
 from types import MappingProxyType
 
 from onnxq.errors import RecipeError, nearest
-from onnxq.targets._base import Target
+from onnxq.targets._base import Limits, Target
 from onnxq.targets.ascend import ASCEND
 from onnxq.targets.ort import ORT
 from onnxq.targets.qnn import QNN
 from onnxq.targets.tensorrt import TENSORRT
 
-__all__ = ["TARGETS", "Target", "get_target"]
+__all__ = ["TARGETS", "Limits", "Target", "get_target"]
 
 TARGETS: Mapping[str, Target] = MappingProxyType({t.name: t for t in (ORT, TENSORRT, QNN, ASCEND)})
 """All targets by name."""

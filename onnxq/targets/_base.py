@@ -5,8 +5,30 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
+from typing import Literal
 
 from onnxq.spec import QType
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What a backend demands of one operator, beyond its type, to compute it with codes.
+
+    Attributes:
+        ranks: Ranks its weight may have, or its input where it has no weight; empty for any.
+        plain: By that rank, the spatial axes along which its dilation must be 1.
+        symmetric: Ranks for which the zero point of the activation must be in the middle.
+        attributes: Values that attributes must have.
+        wide: Whether it takes activations of more than 8 bits: never, with a bias only, or always.
+        variables: Whether it multiplies two activations; both are symmetric and have 8 bits then.
+    """
+
+    ranks: frozenset[int] = frozenset()
+    plain: Mapping[int, tuple[int, ...]] = field(default_factory=lambda: MappingProxyType({}))
+    symmetric: frozenset[int] = frozenset()
+    attributes: Mapping[str, float] = field(default_factory=lambda: MappingProxyType({}))
+    wide: Literal["never", "with_bias", "always"] = "never"
+    variables: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +59,11 @@ class Target:
             weights must leave room; see `onnxq.algos.weight.pair_sums`.
         full_range: Where the negative side of a symmetric range is the wider one, the lowest code stands for it,
             instead of leaving that code out.
+        alone: Each operator converts its own input and gives floats, so that it gets codes whatever its
+            neighbours do; what is neither in `compute` nor in `slower` cannot be forced.
+        limits: What it demands of single operators.
         opset: Oldest operator set it is written in.
+        newest_opset: The newest operator set it reads; 0 for any.
         insertion: Which operators carry the scales.
     """
 
@@ -60,5 +86,13 @@ class Target:
     all_codes: bool = False
     safe_pairs: bool = False
     full_range: bool = False
+    alone: bool = False
+    limits: Mapping[str, Limits] = field(default_factory=lambda: MappingProxyType({}))
     opset: int = 13
+    newest_opset: int = 0
     insertion: str = "qdq"
+
+    @property
+    def standard(self) -> bool:
+        """Whether ONNX's own operators carry the scales, whose versions say what types and shapes these have."""
+        return self.insertion == "qdq"
