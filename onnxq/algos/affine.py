@@ -136,7 +136,7 @@ def dequantize(codes: NDArray[np.integer], params: QuantParams) -> NDArray[np.fl
     """
     check_layout(codes.shape, params)
     out = np.empty(codes.shape, np.float32)
-    for part, scale, zero_point in _parts(codes.shape, params):
+    for part, scale, zero_point in broadcast_parts(codes.shape, params):
         out[part] = (codes[part].astype(np.int32) - zero_point).astype(np.float32) * scale
     return out
 
@@ -300,7 +300,7 @@ def scale_rows(rows: slice, rank: int, granularity: Granularity) -> slice | None
     return None
 
 
-def _parts(
+def broadcast_parts(
     shape: tuple[int, ...], params: QuantParams
 ) -> Iterator[tuple[tuple[slice, ...], NDArray[np.float32], NDArray[np.int32]]]:
     """Cut an array along its first axis; yield the slice with scales and zero points that broadcast against it."""
