@@ -86,10 +86,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description="Generate the _pb2.py modules of this folder.")
     parser.add_argument("--check", action="store_true", help="write nothing; fail where a module differs")
     check = parser.parse_args(arguments).check
+    protos = sorted(FOLDER.glob("*.proto"))
     try:
-        sources = {
-            proto.with_name(f"{proto.stem}_pb2.py"): source_of(proto) for proto in sorted(FOLDER.glob("*.proto"))
-        }
+        sources = {proto.with_name(f"{proto.stem}_pb2.py"): source_of(proto) for proto in protos}
     except OnnxqError as err:
         raise SystemExit(str(err)) from None
     for path, source in sources.items():
