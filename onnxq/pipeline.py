@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import os
-import shutil
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import onnx
 
@@ -17,19 +14,23 @@ from onnxq.calib.readers import CheckedReader, DataLike, RandomReader, as_reader
 from onnxq.context import QuantContext
 from onnxq.errors import DataError, ModelError, OnnxqError, PassError, RecipeError
 from onnxq.graph import GraphModel
-from onnxq.modelio import file_sha256, load_model, save_model
-from onnxq.passes._base import Instrument, Pass, PassManager, PassReport
+from onnxq.modelio import file_sha256, load_model
+from onnxq.passes._base import Fact, Instrument, Pass, PassManager
 from onnxq.passes._inputs import inputs_of
 from onnxq.passes._specs import FIRST_PER_AXIS, needed_opset
 from onnxq.passes.assign_names import AssignNames
 from onnxq.passes.calibrate import Calibrate
 from onnxq.passes.choose_params import ChooseParams
+from onnxq.passes.collect_factors import CollectFactors
 from onnxq.passes.correct_bias import CorrectBias
 from onnxq.passes.equalize_layers import EqualizeLayers
 from onnxq.passes.fold_constants import FoldConstants
 from onnxq.passes.fuse_batchnorm import FuseBatchNorm
 from onnxq.passes.infer_shapes import InferShapes
+from onnxq.passes.insert_ascend import InsertAscend
+from onnxq.passes.insert_ascend_fake import InsertAscendFake
 from onnxq.passes.insert_qdq import InsertQdq
+from onnxq.passes.keep_twin import KeepTwin
 from onnxq.passes.lift_constants import LiftConstants
 from onnxq.passes.normalize_gemm import NormalizeGemm
 from onnxq.passes.search_ranges import SearchRanges
@@ -39,11 +40,11 @@ from onnxq.passes.stamp import Stamp
 from onnxq.passes.sweep import Sweep
 from onnxq.passes.upgrade_opset import UpgradeOpset
 from onnxq.plan import Plan
-from onnxq.recipe import BiasCorrection, Recipe, RefineStep, TensorConfig
+from onnxq.recipe import NUQ, AdaRound, BiasCorrection, Recipe, RefineStep, TensorConfig
+from onnxq.result import Result
 from onnxq.targets import Target, get_target
 
-if TYPE_CHECKING:
-    from onnxq.spec import QuantParams
+__all__ = ["Result", "build", "plan_model", "quantize"]
 
 ModelLike = str | os.PathLike[str] | onnx.ModelProto | GraphModel
 """A path, a model or a graph."""
@@ -51,80 +52,6 @@ RecipeLike = Recipe | str | os.PathLike[str] | Mapping[str, object]
 """A recipe, the path of one, or its content."""
 Progress = Callable[[str, int, int | None], None]
 """Is told what is being done, how much of it is done, and of how much (None: not known)."""
-
-
-@dataclass(frozen=True)
-class Result:
-    """A quantized model and how it came about.
-
-    Attributes:
-        graph: The model.
-        plan: What was quantized, and why the rest was not.
-        params: Scale and zero point by tensor name; weights by their key in the plan.
-        reports: One per pass.
-        recipe: What was asked for.
-        samples: How many samples calibration used.
-        notes: What a user should know, a sentence each.
-        source: The file the float model came from.
-        original: The model as it came; it is what `save` writes if nothing was quantized.
-    """
-
-    graph: GraphModel
-    plan: Plan
-    params: Mapping[str, QuantParams]
-    reports: tuple[PassReport, ...]
-    recipe: Recipe
-    samples: int
-    notes: tuple[str, ...]
-    source: Path | None = None
-    original: GraphModel | None = field(default=None, repr=False)
-
-    @property
-    def changed(self) -> bool:
-        """Whether anything was quantized."""
-        return bool(self.plan)
-
-    @property
-    def model(self) -> onnx.ModelProto:
-        """The model as a protobuf with all weights inside.
-
-        Raises:
-            GraphError: If it is not valid.
-        """
-        return (self.graph if self.changed or self.original is None else self.original).to_proto()
-
-    def save(self, path: str | os.PathLike[str], *, external_data: bool | None = None) -> Path:
-        """Write the model, all of it or nothing; the unchanged original where nothing was quantized.
-
-        Args:
-            path: The file to write; its folder must exist.
-            external_data: As for `onnxq.save_model`.
-
-        Raises:
-            ModelError: If it cannot be written.
-        """
-        path = Path(path)
-        if self.changed or self.original is None:
-            save_model(self.graph, path, external_data=external_data)
-        elif self.source is not None and not self.original.external_data and not external_data:
-            _copy(self.source, path)
-        else:
-            save_model(self.original, path, external_data=external_data)
-        return path
-
-    def to_dict(self) -> dict[str, object]:
-        """A summary of plain mappings, lists, strings and numbers."""
-        return {
-            "changed": self.changed,
-            "counts": self.plan.counts(),
-            "float": [
-                {"node": d.node, "op_type": d.op_type, "reason": d.reason} for d in self.plan.left_float()
-            ],
-            "passes": [{"name": r.name, "seconds": round(r.seconds, 4), "changed": r.changed} for r in self.reports],
-            "notes": list(self.notes),
-            "samples": self.samples,
-            "recipe": self.recipe.to_dict(),
-        }  # fmt: skip
 
 
 def build(
@@ -141,8 +68,23 @@ def build(
     Raises:
         RecipeError: If the recipe asks for something that does not go together.
     """
-    if recipe.balance is not None:
-        raise RecipeError("balance: not available in this version; leave it out")
+    passes = preparation(recipe, target)
+    if not plan_only:
+        passes += [*measurement(recipe), *choice(recipe), *insertion(target)]
+    return PassManager(passes, tuple(instruments))
+
+
+def preparation(recipe: Recipe, target: Target, *, select: bool = True) -> list[Pass]:
+    """The passes that bring a float model into the form it is quantized in.
+
+    Args:
+        recipe: What is wanted.
+        target: The backend.
+        select: End with the plan of what is quantized.
+
+    Raises:
+        RecipeError: If the recipe asks for something that does not go together.
+    """
     passes: list[Pass] = [
         UpgradeOpset(*_opsets(recipe, target)),
         AssignNames(),
@@ -159,14 +101,60 @@ def build(
             )
         options = recipe.equalize
         passes.append(EqualizeLayers(options.iterations, options.tolerance, options.drop_clips))
-    passes += [NormalizeGemm(), SelectLayers()]
-    if not plan_only:
-        spread = recipe.equalize.depthwise
-        passes.append(Calibrate(channels=spread))
-        if spread:
-            passes.append(SpreadChannels())
-        passes += [SearchRanges(), ChooseParams(), *map(_refinement, recipe.refine), InsertQdq(), Sweep(), Stamp()]
-    return PassManager(passes, tuple(instruments))
+    return [*passes, NormalizeGemm(), *([SelectLayers()] if select else [])]
+
+
+def measurement(recipe: Recipe) -> list[Pass]:
+    """The passes that run the float model over the data and even out its channels; they need a plan.
+
+    Args:
+        recipe: What is wanted.
+    """
+    passes: list[Pass] = []
+    if recipe.balance is not None or any(rule.balance is not None for rule in recipe.rules):
+        raise RecipeError("balance: not available in this version; leave it out")
+    passes.append(Calibrate(channels=recipe.equalize.depthwise))
+    if recipe.equalize.depthwise:
+        passes.append(SpreadChannels())
+    return passes
+
+
+def choice(recipe: Recipe) -> list[Pass]:
+    """The passes that turn what was measured into numbers, and weights and biases into better ones.
+
+    Args:
+        recipe: What is wanted.
+
+    Raises:
+        RecipeError: If the recipe asks for something that does not go together.
+    """
+    configs = [recipe.weights, *(rule.weights for rule in recipe.rules)]
+    rounding = any(c is not None and isinstance(c.method, (AdaRound, NUQ)) for c in configs)
+    if rounding:
+        raise RecipeError("weights.method: not available in this version; use absmax or mse")
+    rounded: list[Pass] = []
+    return [SearchRanges(), ChooseParams(), *rounded, *map(_refinement, recipe.refine)]
+
+
+def insertion(target: Target) -> list[Pass]:
+    """The passes that write the numbers into the graph.
+
+    Args:
+        target: The backend.
+    """
+    if target.insertion == "qdq":
+        return [InsertQdq(), Sweep(), Stamp()]
+    return [CollectFactors(), *insertion_of_factors()]
+
+
+def insertion_of_factors() -> list[Pass]:
+    """The passes that write the numbers of a record into the graph, and first put a copy aside for `twin`."""
+    return [KeepTwin(), InsertAscend(), Sweep(), Stamp()]
+
+
+def twin() -> PassManager:
+    """The passes that make of ``ctx.twin`` what runs here in the place of a model for Ascend."""
+    return PassManager([InsertAscendFake(), Sweep(), Stamp()], initial=frozenset({Fact.FACTORS}))
 
 
 def _refinement(step: RefineStep) -> Pass:
@@ -208,19 +196,23 @@ def quantize(
     Raises:
         OnnxqError: If the model, the data or the recipe cannot be used; the message says what to do.
     """
-    recipe_ = _recipe(recipe, target)
-    graph, source = _open(model)
+    recipe_ = recipe_of(recipe, target)
+    graph, source = open_model(model)
     original = graph.copy()
-    reader, notes = _reader(graph, data, recipe_)
-    ctx = _context(recipe_, reader, threads, progress)
+    reader, notes = reader_for(graph, data, recipe_)
+    ctx = context_for(recipe_, reader, threads, progress)
     try:
-        _run(build(recipe_, ctx.target, instruments=(*instruments, _Digest(original, source, reader))), graph, ctx)
+        run_passes(
+            build(recipe_, ctx.target, instruments=(*instruments, _Digest(original, source, reader))), graph, ctx
+        )
     except DataError:
         if reader is None:
             inputs_of(graph)  # says so where no data can be given
         raise
     if reader is not None:
         notes += reader.notes
+    if ctx.twin is not None:
+        run_passes(twin(), ctx.twin, ctx)
     return _result(graph, ctx, (*graph.notes, *notes), source, original)
 
 
@@ -235,11 +227,11 @@ def plan_model(model: ModelLike, *, recipe: RecipeLike | None = None, target: st
     Raises:
         OnnxqError: If the model or the recipe cannot be used.
     """
-    recipe_ = _recipe(recipe, target)
-    graph, source = _open(model)
+    recipe_ = recipe_of(recipe, target)
+    graph, source = open_model(model)
     original = graph.copy()
-    ctx = _context(recipe_, None, 1, None)
-    _run(build(recipe_, ctx.target, plan_only=True), graph, ctx)
+    ctx = context_for(recipe_, None, 1, None)
+    run_passes(build(recipe_, ctx.target, plan_only=True), graph, ctx)
     return _result(graph, ctx, tuple(graph.notes), source, original)
 
 
@@ -252,7 +244,10 @@ def _result(
     if not plan:
         notes += ("nothing in this model can be quantized: it is passed through unchanged",)
     notes = tuple(dict.fromkeys(notes))
-    return Result(graph, plan, dict(ctx.params), tuple(ctx.reports), ctx.recipe, ctx.samples, notes, source, original)
+    return Result(
+        graph, plan, dict(ctx.params), tuple(ctx.reports), ctx.recipe, ctx.samples, notes, source, original,
+        ctx.twin, dict(ctx.factors),
+    )  # fmt: skip
 
 
 class _Digest(Instrument):
@@ -284,7 +279,8 @@ class _Digest(Instrument):
                 ctx.metadata["onnxq.calibration_data"] = "random"
 
 
-def _recipe(recipe: RecipeLike | None, target: str | None) -> Recipe:
+def recipe_of(recipe: RecipeLike | None, target: str | None) -> Recipe:
+    """The recipe that was meant."""
     if recipe is None:
         chosen = Recipe()
     elif isinstance(recipe, Recipe):
@@ -298,12 +294,14 @@ def _recipe(recipe: RecipeLike | None, target: str | None) -> Recipe:
     return chosen
 
 
-def _context(recipe: Recipe, reader: CheckedReader | None, threads: int, progress: Progress | None) -> QuantContext:
+def context_for(recipe: Recipe, reader: CheckedReader | None, threads: int, progress: Progress | None) -> QuantContext:
+    """A fresh context."""
     target = get_target(recipe.target)
     return QuantContext(recipe, target, reader, threads=threads, seed=recipe.calibration.seed, progress=progress)
 
 
-def _open(model: ModelLike) -> tuple[GraphModel, Path | None]:
+def open_model(model: ModelLike) -> tuple[GraphModel, Path | None]:
+    """A graph of its own, and the file it came from."""
     if isinstance(model, GraphModel):
         return model.copy(), None
     if isinstance(model, onnx.ModelProto):
@@ -312,7 +310,10 @@ def _open(model: ModelLike) -> tuple[GraphModel, Path | None]:
     return load_model(path), path
 
 
-def _reader(graph: GraphModel, data: DataLike | None, recipe: Recipe) -> tuple[CheckedReader | None, tuple[str, ...]]:
+def reader_for(
+    graph: GraphModel, data: DataLike | None, recipe: Recipe
+) -> tuple[CheckedReader | None, tuple[str, ...]]:
+    """The data as a reader, None where there are none, and what a user should know about them."""
     options = recipe.calibration
     if data is None and not options.random:
         return None, ()
@@ -329,7 +330,7 @@ def _reader(graph: GraphModel, data: DataLike | None, recipe: Recipe) -> tuple[C
     return as_reader(random, inputs), (note,)
 
 
-def _run(manager: PassManager, graph: GraphModel, ctx: QuantContext) -> None:
+def run_passes(manager: PassManager, graph: GraphModel, ctx: QuantContext) -> None:
     """Run the passes; an error about the user's input comes out as itself, without the name of a pass."""
     try:
         manager.run_each(graph, ctx)
@@ -337,15 +338,3 @@ def _run(manager: PassManager, graph: GraphModel, ctx: QuantContext) -> None:
         if isinstance(err.__cause__, OnnxqError):
             raise err.__cause__ from None
         raise
-
-
-def _copy(source: Path, path: Path) -> None:
-    if path.exists() and source.samefile(path):
-        return
-    scratch = path.with_name(f".{path.name}.tmp")
-    try:
-        shutil.copyfile(source, scratch)
-        scratch.replace(path)
-    except OSError as err:
-        scratch.unlink(missing_ok=True)
-        raise ModelError(f"cannot write {path}: {err.strerror or err}") from err

@@ -23,7 +23,19 @@ FRAMEWORKS = {"torch", "tensorflow", "keras", "paddle", "jax", "mxnet", "mindspo
 UNPICKLERS = {"pickle", "cPickle", "_pickle", "dill", "cloudpickle", "joblib", "shelve", "marshal", "jsonpickle"}
 
 BASE = {"errors", "spec", "stats", "_version"}
-CORE = BASE | {"recipe", "plan", "factors", "opinfo", "targets", "context", "graph", "modelio", "runtime", "calib", "algos"}
+CORE = BASE | {
+    "recipe",
+    "plan",
+    "factors",
+    "opinfo",
+    "targets",
+    "context",
+    "graph",
+    "modelio",
+    "runtime",
+    "calib",
+    "algos",
+}
 LAYERS: dict[str, set[str]] = {
     "errors": set(),
     "_version": set(),
@@ -45,16 +57,18 @@ LAYERS: dict[str, set[str]] = {
     | {"factors", "graph"},
     "instruments": {"errors", "context", "graph", "modelio", "runtime", "passes._base"},
     "passes": CORE | {"passes"},
-    "pipeline": CORE | {"passes", "instruments"},
+    "result": CORE | {"passes._base"},
+    "pipeline": CORE | {"passes", "instruments", "result"},
+    "stages": CORE | {"passes", "pipeline", "instruments", "result"},
     "ascend": CORE | {"passes", "pipeline", "instruments", "ascend"},
     "report": CORE | {"passes._base", "pipeline", "instruments", "report"},
     "tune": CORE | {"passes", "pipeline", "instruments", "report", "tune"},
     "qat": CORE | {"passes", "pipeline", "instruments", "report", "qat"},
     "zoo": CORE | {"pipeline", "instruments", "report", "tune", "zoo"},
-    "dialects": {*BASE, "", "recipe", "plan", "factors", "calib.readers", "pipeline", "ascend", "dialects"},
+    "dialects": {*BASE, "", "recipe", "plan", "factors", "calib.readers", "pipeline", "result", "stages", "ascend", "dialects"},
     "cli": {*BASE, "", "recipe", "plan", "targets", "pipeline", "instruments", "cli"}
     | {"report", "tune", "qat", "zoo", "dialects"},
-    "": CORE | {"passes._base", "pipeline", "instruments", ""},
+    "": CORE | {"passes._base", "pipeline", "result", "instruments", ""},
 }  # fmt: skip
 """What the modules of onnxq may import of onnxq, by the first part of their names; "" is the package itself."""
 

@@ -1,0 +1,189 @@
+"""Quantizing in stages: measure once, choose numbers as often as wanted, insert them later from a record.
+
+measured = onnxq.stages.measure("model.onnx", data, recipe=recipe)
+chosen = measured.choose()  # or another recipe, on the same statistics
+inserted = onnxq.stages.insert(chosen.graph, chosen.factors)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+
+from onnxq.calib.readers import DataLike
+from onnxq.context import QuantContext
+from onnxq.errors import RecipeError
+from onnxq.factors import LayerFactors
+from onnxq.graph import GraphModel
+from onnxq.passes._base import Fact, Pass, PassManager, PassReport
+from onnxq.passes.collect_factors import CollectFactors
+from onnxq.passes.select_layers import SelectLayers
+from onnxq.passes.use_factors import UseFactors
+from onnxq.pipeline import (
+    ModelLike,
+    Progress,
+    RecipeLike,
+    choice,
+    context_for,
+    insertion_of_factors,
+    measurement,
+    open_model,
+    preparation,
+    reader_for,
+    recipe_of,
+    run_passes,
+    twin,
+)
+from onnxq.plan import Plan
+from onnxq.recipe import Recipe
+
+_MEASURED = frozenset({Fact.NAMED, Fact.CONSTANTS_LIFTED, Fact.SHAPES, Fact.STATS})
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """A float model and the numbers to quantize it with.
+
+    Attributes:
+        graph: The float model in the form it is quantized in: folded, balanced, with rounded weights.
+        factors: The numbers by layer.
+        plan: What is quantized, and why the rest is not.
+        recipe: What was asked for.
+        reports: One per pass.
+        samples: How many samples calibration used.
+        notes: What a user should know, a sentence each.
+    """
+
+    graph: GraphModel
+    factors: Mapping[str, LayerFactors]
+    plan: Plan
+    recipe: Recipe
+    reports: tuple[PassReport, ...] = ()
+    samples: int = 0
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A prepared float model and the statistics of its activations.
+
+    Attributes:
+        graph: The model; it is not changed any more.
+        context: Its statistics, data and plan.
+        notes: What a user should know, a sentence each.
+    """
+
+    graph: GraphModel
+    context: QuantContext = field(repr=False)
+    notes: tuple[str, ...] = ()
+
+    def choose(self, recipe: RecipeLike | None = None) -> Chosen:
+        """Choose scales, zero points and rounded weights; the calibration is not repeated.
+
+        Args:
+            recipe: What is wanted, if not what was measured for. It may differ in everything but what was done
+                to the float model before it was measured: fusion, equalization, balancing.
+
+        Raises:
+            RecipeError: If the recipe differs in more, or does not fit the model.
+        """
+        wanted = self.context.recipe if recipe is None else recipe_of(recipe, None)
+        _check_same_preparation(self.context.recipe, wanted)
+        graph = self.graph.copy()
+        ctx = replace(self.context, recipe=wanted, params={}, ranges={}, factors={}, reports=[])
+        steps: list[Pass] = [SelectLayers(), *choice(wanted), CollectFactors()]
+        run_passes(PassManager(steps, initial=_MEASURED), graph, ctx)
+        reports = (*self.context.reports, *ctx.reports)
+        notes = dict.fromkeys((*self.notes, *_notes(ctx)))
+        return Chosen(graph, dict(ctx.factors), ctx.plan or Plan(), wanted, reports, ctx.samples, tuple(notes))
+
+
+def _check_same_preparation(old: Recipe, new: Recipe) -> None:
+    for part in ("target", "fuse", "equalize", "balance"):
+        if getattr(old, part) != getattr(new, part):
+            raise RecipeError(f"{part}: differs from the recipe that the model was measured for; measure it anew")
+
+
+def _notes(ctx: QuantContext) -> tuple[str, ...]:
+    return tuple(n for r in ctx.reports if r.name == SelectLayers.__name__ for n in r.notes)
+
+
+def measure(
+    model: ModelLike,
+    data: DataLike | None,
+    *,
+    recipe: RecipeLike | None = None,
+    threads: int = 0,
+    progress: Progress | None = None,
+) -> Measured:
+    """Prepare a float model and measure its activations.
+
+    Args:
+        model: The float model; it is not changed.
+        data: Calibration samples, as for `onnxq.quantize`.
+        recipe: What is wanted; its target must be one that takes records (ascend).
+        threads: Threads of calibration, 0 for all cores. It does not change the result.
+        progress: Is told how far calibration is.
+
+    Raises:
+        OnnxqError: If the model, the data or the recipe cannot be used; the message says what to do.
+    """
+    recipe_ = recipe_of(recipe, None)
+    graph, _ = open_model(model)
+    reader, notes = reader_for(graph, data, recipe_)
+    ctx = context_for(recipe_, reader, threads, progress)
+    run_passes(PassManager([*preparation(recipe_, ctx.target), *measurement(recipe_)]), graph, ctx)
+    if reader is not None:
+        notes += reader.notes
+    return Measured(graph, ctx, (*graph.notes, *notes))
+
+
+@dataclass(frozen=True)
+class Inserted:
+    """A model for Ascend's compiler and its twin.
+
+    Attributes:
+        deploy: The model with Ascend's operators.
+        fake_quant: The same in standard operators, which runs here.
+        reports: One per pass.
+    """
+
+    deploy: GraphModel
+    fake_quant: GraphModel
+    reports: tuple[PassReport, ...] = ()
+
+
+def insert(
+    model: ModelLike,
+    factors: Mapping[str, LayerFactors],
+    *,
+    recipe: RecipeLike | None = None,
+    metadata: Mapping[str, str] | None = None,
+) -> Inserted:
+    """Quantize a float model with numbers that are known already.
+
+    Layers that have no factors stay float.
+
+    Args:
+        model: The float model the factors were found for, or the one it was made of.
+        factors: The numbers by layer, as a record holds them.
+        recipe: Its `fuse` says what is folded first, its `fp16_scales` how dequantization words are cut; the
+            rest has no effect. By default everything is folded but the layers whose factors forbid it.
+        metadata: Entries for the models' `metadata_props`.
+
+    Raises:
+        RecordError: If the factors do not fit the model.
+        OnnxqError: If the model cannot be used.
+    """
+    recipe_ = recipe_of({"target": "ascend"} if recipe is None else recipe, None)
+    kept = tuple(sorted({name for name, f in factors.items() if f.skip_fusion} - set(recipe_.fuse.skip_layers)))
+    recipe_ = recipe_.replace(fuse=recipe_.fuse.replace(skip_layers=(*recipe_.fuse.skip_layers, *kept)))
+    graph, _ = open_model(model)
+    ctx = context_for(recipe_, None, 1, None)
+    ctx.metadata |= dict(metadata or {})
+    steps = [*preparation(recipe_, ctx.target, select=False), UseFactors(factors), *insertion_of_factors()]
+    run_passes(PassManager(steps), graph, ctx)
+    if ctx.twin is None:
+        raise RecipeError(f"target {ctx.target.name!r} takes no records; use ascend")
+    run_passes(twin(), ctx.twin, ctx)
+    return Inserted(graph, ctx.twin, tuple(ctx.reports))
