@@ -65,7 +65,8 @@ LAYERS: dict[str, set[str]] = {
     "tune": CORE | {"passes", "pipeline", "instruments", "report", "tune"},
     "qat": CORE | {"passes", "pipeline", "instruments", "report", "qat"},
     "zoo": CORE | {"pipeline", "instruments", "report", "tune", "zoo"},
-    "dialects": {*BASE, "", "recipe", "plan", "factors", "calib.readers", "pipeline", "result", "stages", "ascend", "dialects"},
+    "dialects": {*BASE, "", "recipe", "plan", "factors", "calib.readers", "pipeline", "result", "dialects"}
+    | {"stages", "ascend"},
     "cli": {*BASE, "", "recipe", "plan", "targets", "pipeline", "instruments", "cli"}
     | {"report", "tune", "qat", "zoo", "dialects"},
     "": CORE | {"passes._base", "pipeline", "result", "instruments", ""},
