@@ -60,6 +60,8 @@ def compute(model: onnx.ModelProto, node: onnx.NodeProto, values: Feed, offsets:
             return single(model, node, values)
     if node.op_type in CODES and any(values[name].dtype.kind == "i" for name in node.input if name):
         inputs = {n: values[n].astype(np.float64) - offsets.get(n, 0) for n in node.input if n}
+        if node.op_type == "ConvTranspose" and attrs.get("group", 1) > 1:
+            return by_group(model, node, inputs, attrs["group"])
         return reference(model, node, inputs)
     return single(model, node, values)
 
@@ -87,6 +89,18 @@ def alone(model: onnx.ModelProto, node: onnx.NodeProto, inputs: Feed) -> onnx.Mo
 
 def reference(model: onnx.ModelProto, node: onnx.NodeProto, inputs: Feed) -> list[NDArray[Any]]:
     return list(ReferenceEvaluator(alone(model, node, inputs)).run(None, inputs))
+
+
+def by_group(model: onnx.ModelProto, node: onnx.NodeProto, inputs: Feed, groups: int) -> list[NDArray[Any]]:
+    """Group by group: the reference implementation of ConvTranspose does one group only."""
+    one = onnx.NodeProto()
+    one.CopyFrom(node)
+    next(a for a in one.attribute if a.name == "group").i = 1
+    parts = [
+        np.split(value, groups, axis=min(1, value.ndim - 1) if i == 0 else 0) for i, value in enumerate(inputs.values())
+    ]
+    results = [reference(model, one, dict(zip(inputs, part, strict=True)))[0] for part in zip(*parts, strict=True)]
+    return [np.concatenate(results, axis=1)]
 
 
 def single(model: onnx.ModelProto, node: onnx.NodeProto, values: Feed) -> list[NDArray[Any]]:
