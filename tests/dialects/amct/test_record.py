@@ -241,7 +241,7 @@ class TestProblems:
 class TestNotes:
     def test_unknown_fields(self):
         record = parse_record('version: 3\nrecord { key: "a" value { scale_d: 1 offset_d: 0 scale_w: 1 offset_w: 0\n'
-                              'newer { deep: [1, 2] [ext.x/y]: "#{" } newer: 5\nlast: -1 } }')  # fmt: skip
+                              'newer { deep: [1, 2] [ext.x]: "#{" } newer: 5\nlast: -1 } }')  # fmt: skip
         assert record.notes == (
             "line 1: version is not a field of a record and was ignored",
             "line 3: newer is not a field of a record and was ignored",
