@@ -36,8 +36,14 @@ class Path:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class _Place:
-    """A tensor on the way: its rank (None where unknown) and channel axis, counted from the right."""
+class Place:
+    """Where the channels of a tensor are.
+
+    Attributes:
+        tensor: The tensor.
+        rank: Its rank, None where unknown.
+        from_right: Its channel axis counted from the right; 1 is the last.
+    """
 
     tensor: Tensor
     rank: int | None
@@ -56,7 +62,7 @@ class _Place:
 
 def find_path(graph: GraphModel, first: Linear, *, drop_clips: bool) -> Path | str:
     """The path from `first` to the next layer, or what is in the way."""
-    place = _Place(first.node.outputs[0], first.rank, first.from_right)
+    place = Place(first.node.outputs[0], first.rank, first.from_right)
     bias_add: Node | None = None
     clips: list[Node] = []
     while True:
@@ -75,15 +81,15 @@ def find_path(graph: GraphModel, first: Linear, *, drop_clips: bool) -> Path | s
             bias_add = node
             place = replace(place, tensor=node.outputs[0])
             continue
-        step = _step(graph, node, use.index, place, drop_clips=drop_clips)
-        if isinstance(step, str):
-            return step
+        passed = step(graph, node, use.index, place, drop_clips=drop_clips)
+        if isinstance(passed, str):
+            return passed
         if node.op == "Clip" and _upper_bound(graph, node) < _FLOAT32_MAX:
             clips.append(node)
-        place = step
+        place = passed
 
 
-def _second(graph: GraphModel, first: Linear, place: _Place, use: Use) -> Linear | str:
+def _second(graph: GraphModel, first: Linear, place: Place, use: Use) -> Linear | str:
     """The layer that reads `place`, if channel c of `first` is its input channel c (or a run of them)."""
     node = use.node
     if use.index != 0:
@@ -110,7 +116,7 @@ def _is_bias(graph: GraphModel, node: Node, first: Linear) -> bool:
     return isinstance(affine, Affine) and first.node.op == "MatMul"
 
 
-def _step(graph: GraphModel, node: Node, index: int, place: _Place, *, drop_clips: bool) -> _Place | str:
+def step(graph: GraphModel, node: Node, index: int, place: Place, *, drop_clips: bool) -> Place | str:
     """Where the channels are behind `node`, or why a factor does not pass."""
     behind = replace(place, tensor=node.outputs[0])
     if kind(node) != node.op or index != 0 or sum(bool(o.name) for o in node.outputs) != 1:
@@ -130,7 +136,7 @@ def _step(graph: GraphModel, node: Node, index: int, place: _Place, *, drop_clip
     return _barrier(node)
 
 
-def _numbers(graph: GraphModel, node: Node, index: int, attribute: str) -> tuple[float, ...] | None:
+def numbers(graph: GraphModel, node: Node, index: int, attribute: str) -> tuple[float, ...] | None:
     """Numbers that older operators have as an attribute and newer ones as an input; None if absent or not constant."""
     if attribute in node.attrs:
         return tuple(np.atleast_1d(node.attrs[attribute]).tolist())
@@ -145,14 +151,14 @@ def _given(node: Node, index: int, attribute: str) -> bool:
 
 
 def _upper_bound(graph: GraphModel, node: Node) -> float:
-    high = _numbers(graph, node, 2, "max")
+    high = numbers(graph, node, 2, "max")
     return float("inf") if high is None else float(high[0])
 
 
 def _clip(graph: GraphModel, node: Node, *, drop_clips: bool) -> str | None:
     """Why no factor passes this Clip; None if it does."""
-    low = _numbers(graph, node, 1, "min")
-    if low != (0.0,) or (_given(node, 2, "max") and _numbers(graph, node, 2, "max") is None):
+    low = numbers(graph, node, 1, "min")
+    if low != (0.0,) or (_given(node, 2, "max") and numbers(graph, node, 2, "max") is None):
         return _barrier(node)
     high = _upper_bound(graph, node)
     if high >= _FLOAT32_MAX or drop_clips:
@@ -163,18 +169,18 @@ def _clip(graph: GraphModel, node: Node, *, drop_clips: bool) -> str | None:
     )
 
 
-def _pads_with_zero(graph: GraphModel, node: Node, place: _Place) -> bool:
+def _pads_with_zero(graph: GraphModel, node: Node, place: Place) -> bool:
     """Whether padding leaves the channels alone and adds zeros or copies only."""
-    pads = _numbers(graph, node, 1, "pads")
+    pads = numbers(graph, node, 1, "pads")
     if pads is None or place.rank is None or place.axis is None:
         return False
     if node.attrs.get("mode", "constant") == "constant" and _given(node, 2, "value"):
-        value = _numbers(graph, node, 2, "value")
+        value = numbers(graph, node, 2, "value")
         if value is None or value[0] != 0:
             return False
     axes = tuple(range(place.rank))
     if optional_input(node, 3) is not None:
-        given = _numbers(graph, node, 3, "axes")
+        given = numbers(graph, node, 3, "axes")
         if given is None:
             return False
         axes = tuple(int(a) % place.rank for a in given)
@@ -182,9 +188,9 @@ def _pads_with_zero(graph: GraphModel, node: Node, place: _Place) -> bool:
     return all(pads[i] == 0 and pads[half + i] == 0 for i, axis in enumerate(axes) if axis == place.axis)
 
 
-def _reduced(graph: GraphModel, node: Node, behind: _Place) -> _Place | None:
+def _reduced(graph: GraphModel, node: Node, behind: Place) -> Place | None:
     """The channels behind ReduceMean, ReduceMax or Squeeze over other axes than theirs."""
-    axes = _numbers(graph, node, 1, "axes")
+    axes = numbers(graph, node, 1, "axes")
     if axes is None or behind.rank is None or behind.axis is None:
         return None
     gone = {int(a) % behind.rank for a in axes}
@@ -196,13 +202,13 @@ def _reduced(graph: GraphModel, node: Node, behind: _Place) -> _Place | None:
     return replace(behind, rank=behind.rank - len(gone), from_right=behind.from_right - right)
 
 
-def _flattens(graph: GraphModel, node: Node, place: _Place) -> bool:
+def _flattens(graph: GraphModel, node: Node, place: Place) -> bool:
     """Whether ``(N, C, ...)`` becomes ``(N, C * ...)``."""
     if place.axis != 1:
         return False
     if node.op == "Flatten":
         return int(node.attrs.get("axis", 1)) in (1, 1 - (place.rank or 0))
-    target = _numbers(graph, node, 1, "shape")
+    target = numbers(graph, node, 1, "shape")
     if target is None or len(target) != 2:
         return False
     if target[0] == 0 and not node.attrs.get("allowzero", 0):

@@ -11,6 +11,7 @@ from onnxq.graph import GraphModel, Node, Tensor
 LAYER_NORM = "it is part of a layer normalization, which runs as one float kernel"
 GELU = "it is part of a Gelu, which runs as one float kernel"
 HARD_SWISH = "it is part of a HardSwish, whose intermediate values lose too much in 8 bits"
+BALANCE = "it divides the channels of a balanced layer's input; codes in front of it would undo that"
 ATTENTION = "it is part of an attention: a product, the softmax, what scales or masks it; 8 bits lose too much there"
 
 _ELEMENTWISE = frozenset({"Add", "Sub", "Mul", "Div", "Pow", "Sqrt", "Reciprocal", "Where", "Cast", "Neg"})
@@ -28,6 +29,9 @@ def fused_patterns(graph: GraphModel) -> dict[str, str]:
         found |= dict.fromkeys(_hard_swish(graph, node), HARD_SWISH)
     for node in graph.nodes("Softmax"):
         found |= dict.fromkeys(_attention(graph, node), ATTENTION)
+    for node in graph.nodes("Mul"):
+        if any(graph.is_constant(t) and ".tensor_balance_factor" in t.name for t in node.inputs):
+            found[node.name] = BALANCE
     return found
 
 
