@@ -82,7 +82,7 @@ def test_s19_loses_less_than_a_thousandth(scale: float) -> None:
 
 @pytest.mark.parametrize(("scale_d", "scale_w"), [(1e-30, 1e-30), (1e30, 1e30)])
 def test_products_that_leave_float32(scale_d: float, scale_w: float) -> None:
-    with pytest.raises(RecordError, match="leaves float32; .*skip it"):
+    with pytest.raises(RecordError, match=r"leaves float32; .*skip it"):
         dequant_scale(scale_d, [scale_w])
 
 
