@@ -144,16 +144,16 @@ def insertion(target: Target) -> list[Pass]:
     """
     if target.insertion == "qdq":
         return [InsertQdq(), Sweep(), Stamp()]
-    return [CollectFactors(), *insertion_of_factors()]
+    return [CollectFactors(), KeepTwin(), *deployment().passes]
 
 
-def insertion_of_factors() -> list[Pass]:
-    """The passes that write the numbers of a record into the graph, and first put a copy aside for `twin`."""
-    return [KeepTwin(), InsertAscend(), Sweep(), Stamp()]
+def deployment() -> PassManager:
+    """The passes that write the numbers of layers into a graph for Ascend."""
+    return PassManager([InsertAscend(), Sweep(), Stamp()], initial=frozenset({Fact.FACTORS}))
 
 
 def twin() -> PassManager:
-    """The passes that make of ``ctx.twin`` what runs here in the place of a model for Ascend."""
+    """The passes that make of the same graph what runs here in its place."""
     return PassManager([InsertAscendFake(), Sweep(), Stamp()], initial=frozenset({Fact.FACTORS}))
 
 

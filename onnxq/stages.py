@@ -25,7 +25,7 @@ from onnxq.pipeline import (
     RecipeLike,
     choice,
     context_for,
-    insertion_of_factors,
+    deployment,
     measurement,
     open_model,
     preparation,
@@ -180,10 +180,11 @@ def insert(
     recipe_ = recipe_.replace(fuse=recipe_.fuse.replace(skip_layers=(*recipe_.fuse.skip_layers, *kept)))
     graph, _ = open_model(model)
     ctx = context_for(recipe_, None, 1, None)
-    ctx.metadata |= dict(metadata or {})
-    steps = [*preparation(recipe_, ctx.target, select=False), UseFactors(factors), *insertion_of_factors()]
-    run_passes(PassManager(steps), graph, ctx)
-    if ctx.twin is None:
+    if ctx.target.insertion != "ascend":
         raise RecipeError(f"target {ctx.target.name!r} takes no records; use ascend")
-    run_passes(twin(), ctx.twin, ctx)
-    return Inserted(graph, ctx.twin, tuple(ctx.reports))
+    ctx.metadata |= dict(metadata or {})
+    run_passes(PassManager([*preparation(recipe_, ctx.target, select=False), UseFactors(factors)]), graph, ctx)
+    fake_quant = graph.copy()
+    run_passes(deployment(), graph, ctx)
+    run_passes(twin(), fake_quant, ctx)
+    return Inserted(graph, fake_quant, tuple(ctx.reports))

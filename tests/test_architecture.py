@@ -60,13 +60,14 @@ LAYERS: dict[str, set[str]] = {
     "result": CORE | {"passes._base"},
     "pipeline": CORE | {"passes", "instruments", "result"},
     "stages": CORE | {"passes", "pipeline", "instruments", "result"},
+    "live": CORE | {"pipeline"},
     "ascend": CORE | {"passes", "pipeline", "instruments", "ascend"},
     "report": CORE | {"passes._base", "pipeline", "instruments", "report"},
     "tune": CORE | {"passes", "pipeline", "instruments", "report", "tune"},
     "qat": CORE | {"passes", "pipeline", "instruments", "report", "qat"},
     "zoo": CORE | {"pipeline", "instruments", "report", "tune", "zoo"},
     "dialects": {*BASE, "", "recipe", "plan", "factors", "calib.readers", "pipeline", "result", "dialects"}
-    | {"stages", "ascend"},
+    | {"stages", "live", "ascend"},
     "cli": {*BASE, "", "recipe", "plan", "targets", "pipeline", "instruments", "cli"}
     | {"report", "tune", "qat", "zoo", "dialects"},
     "": CORE | {"passes._base", "pipeline", "result", "instruments", ""},

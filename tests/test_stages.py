@@ -1,0 +1,148 @@
+"""Measuring, choosing and inserting one after the other, and the loop a user runs by himself."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+
+import onnxq
+from onnxq import stages
+from onnxq.calib.feeds import Feed
+from onnxq.errors import CalibrationError, DataError, RecipeError, RecordError
+from onnxq.live import LiveCalibration
+from onnxq.result import twin_path
+from tests.graphs import build, normal, run
+
+NET = """g (float[N,3,8,8] x) => (float[N,4] y) {
+    [c1] a = Conv <pads=[1,1,1,1]> (x, W1)
+    [bn] b = BatchNormalization (a, s, o, m, v)
+    [relu] r = Relu (b)
+    [pool] p = GlobalAveragePool (r)
+    [flat] f = Flatten (p)
+    [fc] y = Gemm (f, W2) }"""
+AMCT = {"target": "ascend", "activations": {"method": "ifmr"}, "refine": [], "equalize": {"depthwise": False}}
+
+
+def net() -> onnx.ModelProto:
+    one = np.ones(5, np.float32)
+    return build(NET, W1=normal(5, 3, 3, 3), W2=normal(5, 4), s=2 * one, o=one, m=0 * one, v=one)
+
+
+def data(count: int = 12) -> dict[str, np.ndarray]:
+    return {"x": normal(count, 3, 8, 8)}
+
+
+def sqnr(model: onnx.ModelProto, twin: onnx.ModelProto) -> float:
+    a, b = run(model, data(30))["y"], run(twin, data(30))["y"]
+    return float(10 * np.log10(np.square(a).sum() / np.square(a - b).sum()))
+
+
+def test_stages_give_what_quantize_gives() -> None:
+    whole = onnxq.quantize(net(), data(), recipe=AMCT)
+    chosen = stages.measure(net(), data(), recipe=AMCT).choose()
+    assert list(chosen.factors) == list(whole.factors) == ["c1", "fc"]
+    for name, factors in chosen.factors.items():
+        assert (factors.scale_d, factors.offset_d) == (whole.factors[name].scale_d, whole.factors[name].offset_d)
+    inserted = stages.insert(chosen.graph, chosen.factors)
+    assert [n.op_type for n in inserted.deploy.to_proto().graph.node] == [n.op_type for n in whole.model.graph.node]
+    assert whole.twin is not None
+    assert sqnr(net(), whole.twin.to_proto()) > 30
+
+
+def test_factors_fit_the_model_they_came_from_as_well_as_the_folded_one() -> None:
+    chosen = stages.measure(net(), data(), recipe=AMCT).choose()
+    folded = stages.insert(chosen.graph, chosen.factors)
+    original = stages.insert(net(), chosen.factors)
+    assert folded.deploy.to_proto().SerializeToString() == original.deploy.to_proto().SerializeToString()
+
+
+def test_a_layer_that_must_not_be_fused_stays_unfused() -> None:
+    chosen = stages.measure(net(), data(), recipe=AMCT).choose()
+    kept = {name: replace(f, skip_fusion=name == "c1") for name, f in chosen.factors.items()}
+    assert "BatchNormalization" in [n.op_type for n in stages.insert(net(), kept).deploy.to_proto().graph.node]
+
+
+def test_another_recipe_chooses_anew_from_the_same_statistics() -> None:
+    measured = stages.measure(net(), data(), recipe=AMCT)
+    measured.context.reader = None  # nothing is run again
+    first = measured.choose()
+    symmetric = measured.choose(AMCT | {"activations": {"method": "hfmg", "symmetric": True}, "skip": ["fc"]})
+    assert list(symmetric.factors) == ["c1"]
+    assert symmetric.factors["c1"].offset_d == 0 != first.factors["fc"].offset_d
+    assert list(measured.choose().factors) == ["c1", "fc"]  # and the first choice is not disturbed
+
+
+def test_what_was_done_before_measuring_cannot_differ() -> None:
+    measured = stages.measure(net(), data(), recipe=AMCT)
+    with pytest.raises(RecipeError, match="fuse: differs from the recipe that the model was measured for"):
+        measured.choose(AMCT | {"fuse": {"batchnorm": False}})
+
+
+def test_factors_of_unknown_layers_are_refused() -> None:
+    chosen = stages.measure(net(), data(), recipe=AMCT).choose()
+    with pytest.raises(RecordError, match=r"c11.*did you mean 'c1'"):
+        stages.insert(net(), {"c11": chosen.factors["c1"]})
+    with pytest.raises(RecipeError, match="takes no records; use ascend"):
+        stages.insert(net(), chosen.factors, recipe={"target": "ort"})
+
+
+def test_the_twin_is_saved_beside_the_model(tmp_path: Path) -> None:
+    result = onnxq.quantize(net(), data(), recipe=AMCT)
+    result.save(tmp_path / "net_deploy_model.onnx")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["net_deploy_model.onnx", "net_fake_quant_model.onnx"]
+    assert twin_path(Path("a/deploy_model.onnx")) == Path("a/fake_quant_model.onnx")
+    assert twin_path(Path("a/b.onnx")) == Path("a/b_fake_quant_model.onnx")
+
+
+# ---- the user's own loop -------------------------------------------------------------------------
+
+
+def live(batches: int) -> tuple[LiveCalibration, list[Callable[[], Iterator[Feed]]]]:
+    found: list[Callable[[], Iterator[Feed]]] = []
+    return LiveCalibration(net(), batches, found.append), found
+
+
+def test_a_loop_calibrates_with_what_it_ran() -> None:
+    x = data(6)["x"]
+    seen: list[np.ndarray] = []
+    model = LiveCalibration(net(), 3, lambda feeds: seen.extend(feed["x"] for feed in feeds()))
+    for start in (0, 2, 4):
+        assert not model.finished
+        buffer = x[start : start + 2].copy()
+        outputs = model.run(None, {"x": buffer})
+        np.testing.assert_allclose(outputs[0], run(net(), {"x": buffer})["y"], rtol=1e-5, atol=1e-5)
+        buffer[:] = 0  # the loop may reuse its arrays
+    assert model.finished
+    np.testing.assert_array_equal(np.concatenate(seen), x)
+
+
+def test_runs_after_the_last_batch_only_run() -> None:
+    model, found = live(1)
+    for _ in range(3):
+        model.run(["y"], data(2))
+    assert len(found) == 1
+
+
+def test_too_few_batches_are_told() -> None:
+    model, _ = live(3)
+    model.run(None, data(2))
+    with pytest.raises(CalibrationError, match="needs 3 batches and was run on 1; run the model on 2 more"):
+        model.require_finished()
+
+
+def test_a_wrong_feed_is_refused_and_does_not_count() -> None:
+    model, _ = live(2)
+    with pytest.raises(DataError):
+        model.run(None, {"z": data(2)["x"]})
+    assert model.batches_left == 2
+
+
+def test_it_looks_like_a_session_of_onnxruntime() -> None:
+    model, _ = live(1)
+    assert [(i.name, i.shape, i.type) for i in model.get_inputs()] == [("x", ["N", 3, 8, 8], "tensor(float)")]
+    assert [o.name for o in model.get_outputs()] == ["y"]
