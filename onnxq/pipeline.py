@@ -19,7 +19,9 @@ from onnxq.passes._base import Fact, Instrument, Pass, PassManager
 from onnxq.passes._inputs import inputs_of
 from onnxq.passes._specs import FIRST_PER_AXIS, needed_opset
 from onnxq.passes.assign_names import AssignNames
+from onnxq.passes.balance_dmq import BalanceDmq
 from onnxq.passes.calibrate import Calibrate
+from onnxq.passes.calibrate_channels import CalibrateChannels
 from onnxq.passes.choose_params import ChooseParams
 from onnxq.passes.collect_factors import CollectFactors
 from onnxq.passes.correct_bias import CorrectBias
@@ -33,6 +35,7 @@ from onnxq.passes.insert_qdq import InsertQdq
 from onnxq.passes.keep_twin import KeepTwin
 from onnxq.passes.lift_constants import LiftConstants
 from onnxq.passes.normalize_gemm import NormalizeGemm
+from onnxq.passes.round_weights import RoundWeights
 from onnxq.passes.search_ranges import SearchRanges
 from onnxq.passes.select_layers import SelectLayers
 from onnxq.passes.spread_channels import SpreadChannels
@@ -112,7 +115,7 @@ def measurement(recipe: Recipe) -> list[Pass]:
     """
     passes: list[Pass] = []
     if recipe.balance is not None or any(rule.balance is not None for rule in recipe.rules):
-        raise RecipeError("balance: not available in this version; leave it out")
+        passes += [CalibrateChannels(), BalanceDmq(), SelectLayers()]
     passes.append(Calibrate(channels=recipe.equalize.depthwise))
     if recipe.equalize.depthwise:
         passes.append(SpreadChannels())
@@ -130,9 +133,7 @@ def choice(recipe: Recipe) -> list[Pass]:
     """
     configs = [recipe.weights, *(rule.weights for rule in recipe.rules)]
     rounding = any(c is not None and isinstance(c.method, (AdaRound, NUQ)) for c in configs)
-    if rounding:
-        raise RecipeError("weights.method: not available in this version; use absmax or mse")
-    rounded: list[Pass] = []
+    rounded: list[Pass] = [RoundWeights()] if rounding else []
     return [SearchRanges(), ChooseParams(), *rounded, *map(_refinement, recipe.refine)]
 
 

@@ -16,6 +16,7 @@ from onnxq.errors import RecipeError
 from onnxq.factors import LayerFactors
 from onnxq.graph import GraphModel
 from onnxq.passes._base import Fact, Pass, PassManager, PassReport
+from onnxq.passes.apply_balance import ApplyBalance
 from onnxq.passes.collect_factors import CollectFactors
 from onnxq.passes.select_layers import SelectLayers
 from onnxq.passes.use_factors import UseFactors
@@ -180,10 +181,12 @@ def insert(
     recipe_ = recipe_.replace(fuse=recipe_.fuse.replace(skip_layers=(*recipe_.fuse.skip_layers, *kept)))
     graph, _ = open_model(model)
     ctx = context_for(recipe_, None, 1, None)
-    if ctx.target.insertion != "ascend":
+    if ctx.target.insertion == "qdq":
         raise RecipeError(f"target {ctx.target.name!r} takes no records; use ascend")
     ctx.metadata |= dict(metadata or {})
-    run_passes(PassManager([*preparation(recipe_, ctx.target, select=False), UseFactors(factors)]), graph, ctx)
+    run_passes(
+        PassManager([*preparation(recipe_, ctx.target, select=False), UseFactors(factors), ApplyBalance()]), graph, ctx
+    )
     fake_quant = graph.copy()
     run_passes(deployment(), graph, ctx)
     run_passes(twin(), fake_quant, ctx)
