@@ -16,12 +16,12 @@ from numpy.typing import NDArray
 
 from onnxq.algos import affine
 from onnxq.algos._fields import build_config
-from onnxq.algos.weight import absmax, mse, nuq
+from onnxq.algos.weight import absmax, adaround, mse, nuq
 from onnxq.errors import RecipeError, nearest
 from onnxq.spec import QuantParams, QuantSpec
 
 #: Configuration of any method; the method's own class when it is called.
-Config = absmax.AbsMaxConfig | mse.MseConfig | nuq.NuqConfig
+Config = absmax.AbsMaxConfig | mse.MseConfig | adaround.AdaRoundConfig | nuq.NuqConfig
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +45,7 @@ METHODS: Mapping[str, MethodInfo] = MappingProxyType(
         for info in (
             MethodInfo("absmax", absmax.AbsMaxConfig, absmax.find_params),
             MethodInfo("mse", mse.MseConfig, mse.find_params),
+            MethodInfo("adaround", adaround.AdaRoundConfig, adaround.find_params),
             MethodInfo("nuq", nuq.NuqConfig, nuq.find_params),
         )
     }

@@ -1,0 +1,250 @@
+"""Which weights of a layer to round up: the problem as arrays, its loss, and how AdaRound solves it.
+
+A layer is a set of matrices: each output channel is a row of weights that is multiplied with the unfolded inputs of its
+group. A weight has two codes to choose from, the ones around it, or a single one where it is clipped.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from onnxq.algos.weight import _adaround_anneal as anneal
+from onnxq.algos.weight.adaround import AdaRoundConfig
+
+Matrix = NDArray[np.float32]
+Vector = NDArray[np.float32]
+
+ActivationName = Literal["identity", "leaky", "clip", "sigmoid", "tanh", "gelu", "gelu_tanh"]
+ACTIVATIONS: tuple[ActivationName, ...] = ("identity", "leaky", "clip", "sigmoid", "tanh", "gelu", "gelu_tanh")
+"""In the order of the kernels' numbers."""
+
+_DAMPING = 0.01
+_CHUNK = 16
+_SWEEPS = 4
+_MOVES = 4
+_SEARCHED = 8192
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Activation:
+    """What follows a layer: its name and two numbers per output channel.
+
+    Attributes:
+        name: ``leaky`` is PRelu too, ``clip`` is Relu too.
+        p: shape (R,), the slope below zero, or the lower bound.
+        q: shape (R,), the upper bound.
+    """
+
+    name: ActivationName
+    p: Vector
+    q: Vector
+
+    @property
+    def kind(self) -> int:
+        """The kernels' number."""
+        return ACTIVATIONS.index(self.name)
+
+    @staticmethod
+    def none(rows: int) -> Activation:
+        """No activation."""
+        return Activation("identity", np.zeros(rows, np.float32), np.zeros(rows, np.float32))
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Choices:
+    """The codes each weight may get, as reals.
+
+    Attributes:
+        weight: shape (R, K), float weights.
+        base: shape (R, K), the lower choice.
+        step: shape (R, K), what the upper one adds; 0 where there is none.
+        nearest: shape (R, K), uint8, 1 where rounding to nearest takes the upper one.
+    """
+
+    weight: Matrix
+    base: Matrix
+    step: Matrix
+    nearest: NDArray[np.uint8]
+
+    @staticmethod
+    def of(weight: Matrix, scale: Matrix, low: Matrix, high: Matrix) -> Choices:
+        """The choices.
+
+        Args:
+            weight: shape (R, K).
+            scale: As `weight`, the scale of each number.
+            low: As `weight`, the lowest code, less the zero point.
+            high: As `weight`, the highest.
+        """
+        real = weight / scale
+        down = np.clip(np.floor(real), low, high)
+        above = np.clip(np.floor(real) + 1, low, high)
+        nearest = (np.clip(np.rint(real), low, high) > down).astype(np.uint8)
+        return Choices(weight, down * scale, (above - down) * scale, nearest)
+
+    def weights(self, up: NDArray[np.uint8]) -> Matrix:
+        """The rounded weights, shape (R, K)."""
+        return self.base + up * self.step
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Layer:
+    """A layer and what it is to give.
+
+    Attributes:
+        inputs: shape (G, K, M), unfolded inputs of each group: what the rounded weights will be multiplied with.
+        target: shape (R, M), the wanted outputs, behind the activation.
+        bias: shape (R,).
+        activation: What follows.
+    """
+
+    inputs: NDArray[np.float32]
+    target: Matrix
+    bias: Vector
+    activation: Activation
+
+    def outputs(self, weight: Matrix, stop: int | None = None) -> Matrix:
+        """Outputs before the activation, of the first `stop` samples: shape (R, M)."""
+        groups, columns, _ = self.inputs.shape
+        out = np.matmul(weight.reshape(groups, -1, columns), self.inputs[:, :, :stop])
+        rows = out.reshape(weight.shape[0], -1)
+        rows += self.bias[:, None]
+        return rows
+
+    def activated(self, weight: Matrix) -> Matrix:
+        """Outputs behind the activation, shape (R, M)."""
+        from onnxq.algos.weight._adaround_kernels import activate
+
+        out = self.outputs(weight)
+        activate(out, self.activation.kind, self.activation.p, self.activation.q)
+        return out
+
+    def losses(self, weight: Matrix) -> NDArray[np.float64]:
+        """Mean squared error of each output channel behind the activation, shape (R,)."""
+        from onnxq.algos.weight._adaround_kernels import residuals
+
+        found = np.zeros(weight.shape[0])
+        residuals(self.outputs(weight), self.target, self.activation.kind, self.activation.p, self.activation.q, found)
+        return found / self.inputs.shape[2]
+
+    def gram(self) -> tuple[NDArray[np.float32], Matrix]:
+        """``X Xt / M``, shape (G, K, K), and ``(Y - b) Xt / M``, shape (R, K), for a layer without activation."""
+        groups, columns, count = self.inputs.shape
+        x = self.inputs
+        wanted = (self.target - self.bias[:, None]).reshape(groups, -1, count)
+        square = np.matmul(x, x.transpose(0, 2, 1)) / np.float32(count)
+        cross = np.matmul(wanted, x.transpose(0, 2, 1)) / np.float32(count)
+        return square, cross.reshape(-1, columns)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Rounded:
+    """The roundings that were found.
+
+    Attributes:
+        up: shape (R, K), uint8.
+        nearest_loss: Mean squared error, summed over the channels, of rounding to nearest.
+        loss: The same of `up`; never larger.
+        steps: How many steps of AdaRound were made.
+    """
+
+    up: NDArray[np.uint8]
+    nearest_loss: float
+    loss: float
+    steps: int
+
+
+def solve(
+    layer: Layer, choices: Choices, config: AdaRoundConfig, rng: np.random.Generator, *, workers: int = 1
+) -> Rounded:
+    """Choose the roundings: AdaRound, then a local search from what it found and from rounding to nearest.
+
+    Each output channel gets the best of these; as the loss is a sum over channels, the layer is never worse than with
+    rounding to nearest, on these data.
+
+    Args:
+        layer: Inputs and targets.
+        choices: The codes.
+        config: AdaRound's parameters; with ``num_iteration`` 0 weights are rounded to nearest.
+        rng: Decides which samples a step sees.
+        workers: Threads; they do not change the result.
+    """
+    best = choices.nearest
+    losses = layer.losses(choices.weights(best))
+    before = float(losses.sum())
+    if not config.num_iteration or not choices.step.any():
+        return Rounded(best, before, before, 0)
+    start, steps = anneal.run(layer, choices, config, rng)
+    for candidate in (start, search(layer, choices, start, workers), search(layer, choices, best, workers)):
+        found = layer.losses(choices.weights(candidate))
+        better = found < losses
+        best = np.where(better[:, None], candidate, best)
+        losses = np.where(better, found, losses)
+    return Rounded(best, before, float(losses.sum()), steps)
+
+
+def search(layer: Layer, choices: Choices, up: NDArray[np.uint8], workers: int = 1) -> NDArray[np.uint8]:
+    """Improve roundings flip by flip: without an activation on the Gram matrix, else on the data.
+
+    A little of the squared weight error is added to the loss: it decides where there are fewer samples than weights.
+
+    Args:
+        layer: Inputs and targets.
+        choices: The codes.
+        up: Where to start.
+        workers: Threads.
+    """
+    found = up.copy()
+    if layer.activation.name == "identity":
+        return _on_gram(layer, choices, found, workers)
+    return _on_rows(layer, choices, found, workers)
+
+
+def _on_gram(layer: Layer, choices: Choices, up: NDArray[np.uint8], workers: int) -> NDArray[np.uint8]:
+    from onnxq.algos.weight._adaround_kernels import search_gram
+
+    gram, cross = layer.gram()
+    groups, columns, _ = gram.shape
+    ridge = _ridge(layer)
+    gram[:, range(columns), range(columns)] += ridge
+    cross += np.repeat(ridge, up.shape[0] // groups, axis=0) * choices.weight
+    _by_rows(lambda a, b: search_gram(gram, cross, choices.base, choices.step, up, a, b, _MOVES), up.shape[0], workers)
+    return up
+
+
+def _on_rows(layer: Layer, choices: Choices, up: NDArray[np.uint8], workers: int) -> NDArray[np.uint8]:
+    from onnxq.algos.weight._adaround_kernels import search_rows
+
+    stop = min(_SEARCHED, layer.inputs.shape[2])
+    inputs, target = (np.ascontiguousarray(v[..., :stop]) for v in (layer.inputs, layer.target))
+    z = layer.outputs(choices.weights(up), stop)
+    error = choices.base - choices.weight
+    span = np.where(choices.step > 0, choices.step, 1)
+    order = np.argsort(np.abs(-error / span - np.float32(0.5)), axis=1, kind="stable").astype(np.int32)
+    ridge = _ridge(layer) * np.float32(stop)
+    kind, p, q = layer.activation.kind, layer.activation.p, layer.activation.q
+    args = (inputs, target, error, ridge, choices.base, choices.step, order, up, z, kind, p, q)
+    _by_rows(lambda a, b: search_rows(*args, a, b, _SWEEPS), up.shape[0], workers)
+    return up
+
+
+def _ridge(layer: Layer) -> NDArray[np.float32]:
+    """What a column's squared weight error costs, shape (G, K)."""
+    power = np.einsum("gkm,gkm->gk", layer.inputs, layer.inputs) / np.float32(layer.inputs.shape[2])
+    ridge: NDArray[np.float32] = np.repeat(
+        np.float32(_DAMPING) * power.mean(axis=1, keepdims=True), power.shape[1], axis=1
+    )
+    return ridge
+
+
+def _by_rows(work: Callable[[int, int], None], rows: int, workers: int) -> None:
+    """Let threads handle rows in chunks; a row's result does not depend on its chunk."""
+    with ThreadPoolExecutor(max(workers, 1)) as pool:
+        for _ in pool.map(lambda start: work(start, min(start + _CHUNK, rows)), range(0, rows, _CHUNK)):
+            pass
