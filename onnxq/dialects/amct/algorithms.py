@@ -98,22 +98,20 @@ class Ada:
 
 @dataclass(frozen=True, slots=True)
 class Nuq:
-    """NUQ for weights: keep 16 or 32 of the 256 codes.
+    """NUQ for weights: keep 16 or 32 of the 256 codes; the type of the layer decides whether scales are per channel.
 
     Attributes:
         num_steps: How many codes are kept.
         num_of_iteration: How often the choice is refined.
-        channel_wise: One scale for each output channel; None where the type of the layer decides.
         num_bits: 8.
     """
 
     num_steps: int = 32
     num_of_iteration: int = 1
-    channel_wise: bool | None = None
     num_bits: int = 8
 
     def __str__(self) -> str:
-        return f"nuq, {self.num_steps} steps, {_channels(self.channel_wise)}, {self.num_of_iteration} iterations"
+        return f"nuq, {self.num_steps} steps, {self.num_of_iteration} iterations"
 
 
 ActivationAlgorithm = Ifmr | Hfmg
