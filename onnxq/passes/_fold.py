@@ -170,13 +170,15 @@ def reshaped(factors: Factors, outer: Sequence[Dim], inner: Sequence[Dim]) -> Fa
     varying = _varying(factors)
     if not varying:
         return np.full((1,) * len(inner), factors.reshape(-1)[0])
-    tail = _whole(outer[varying[0] :])
-    if tail is not None and 0 < math.prod(tail) <= _LARGEST:
-        for start in range(len(inner)):
-            rest = _whole(inner[start:])
-            if rest is not None and math.prod(rest) == math.prod(tail):
-                full = np.broadcast_to(factors.reshape(factors.shape[varying[0] :]), tail).reshape(rest)
-                return _collapsed(full.reshape((1,) * start + rest))
+    ends = {math.prod(rest): rest for i in range(len(inner), -1, -1) if (rest := _whole(inner[i:])) is not None}
+    for first in range(varying[0], -1, -1):  # the shortest run of last axes that holds as much on both sides
+        tail = _whole(outer[first:])
+        if tail is None or math.prod(tail) > _LARGEST:
+            break
+        rest = ends.get(math.prod(tail))
+        if rest is not None and 0 not in tail:
+            full = np.broadcast_to(factors.reshape(factors.shape[first:]), tail).reshape(rest)
+            return _collapsed(full.reshape((1,) * (len(inner) - len(rest)) + rest))
     axis = varying[0]  # the axes up to the only one that counts stay as they are
     same = len(inner) > axis and tuple(outer[: axis + 1]) == tuple(inner[: axis + 1]) and None not in outer[: axis + 1]
     if len(varying) == 1 and same:
