@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from onnxq.errors import GraphError
 from onnxq.graph import GraphModel, LazyArray, Node, Tensor
-from onnxq.passes._ascend_ops import WeightCodes
+from onnxq.passes._ascend_constants import WeightCodes
 from onnxq.passes._linear import describe
 
 _SHIFT = 128

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from onnxq.errors import GraphError
 from onnxq.graph import GraphModel, Node, Tensor
+from onnxq.passes._ascend_constants import read_bias, read_fill, read_weight
 from onnxq.passes._ascend_ops import (
     ASCEND_OPS,
     PASSIVE,
@@ -18,10 +19,8 @@ from onnxq.passes._ascend_ops import (
     infer_sizes,
     raise_opset,
     read_anti_quant,
-    read_bias,
     read_dequant,
     read_quant,
-    read_weight,
     refuse_unknown,
 )
 from onnxq.passes._base import Fact, Pass, PassReport
@@ -346,14 +345,13 @@ class _Simulation:
 
     def _pad(self, node: Node) -> None:
         """Zeros around codes stand for the number 0, whose code is the zero point."""
-        codes, value, result = self._codes.get(node.inputs[0].name), optional_input(node, 2), node.outputs[0]
+        codes, result = self._codes.get(node.inputs[0].name), node.outputs[0]
         if codes is None:
             self._unexpected(node, next(t.name for t in node.inputs if t.name in self._sums))
             return
         if str(node.attrs.get("mode", "constant")) == "constant":
-            if value is not None and (not self._graph.is_constant(value) or np.any(self._graph.value(value))):
-                raise GraphError(f"{describe(node)} pads codes with {value.name!r}; only zero is handled")
-            self._graph.set_input(node, 2, self._write.number(codes.offset, "float32"))
+            fill = read_fill(self._graph, node, codes.offset)
+            self._graph.set_input(node, 2, self._write.number(fill, "float32"))
         self._codes[result.name] = codes
         self._graph.set_type(result, np.dtype("float32"), self._graph.shape(result))
 

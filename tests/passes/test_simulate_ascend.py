@@ -245,16 +245,21 @@ def test_average_pool(include: int, kernel: list[int], pads: list[int], strides:
     check(model, {"x": x}, averages * np.float32(SCALE))
 
 
-def test_average_pool_behind_a_pad_of_codes() -> None:
-    """The zeros of the Pad stand for the number 0, not for the code 0."""
+@pytest.mark.parametrize("fill", [None, np.float32(0), np.float32(50), np.int8(50), np.int8(0)])
+def test_average_pool_behind_a_pad_of_codes(fill: Any) -> None:
+    """Zeros of the exporter's Pad stand for the number 0, not for the code 0; a code is taken as it is."""
     model = deploy(
-        [quant_node("x", "q", SCALE, 50), helper.make_node("Pad", ["q", "p"], ["padded"]),
+        [quant_node("x", "q", SCALE, 50),
+         helper.make_node("Pad", ["q", "p"] if fill is None else ["q", "p", "v"], ["padded"]),
          helper.make_node("AveragePool", ["padded"], ["s"], kernel_shape=[2, 2], strides=[2, 2]),
          dequant_node("s", "y", "d")],
-        {"d": words(SCALE), "p": np.array([0, 0, 1, 1, 0, 0, 1, 1])}, {"x": [1, 2, 4, 4]}, {"y": FLOAT},
+        {"d": words(SCALE), "p": np.array([0, 0, 1, 1, 0, 0, 1, 1]), "v": 0 if fill is None else fill},
+        {"x": [1, 2, 4, 4]}, {"y": FLOAT},
     )  # fmt: skip
     x = reals(1, 2, 4, 4)
-    sums = window_sums(quantized(x, SCALE, 50) - 50, [2, 2], [1, 1, 1, 1], [2, 2])
+    code = 0 if isinstance(fill, np.int8) and fill == 0 else 50
+    padded = np.pad(quantized(x, SCALE, 50), [(0, 0), (0, 0), (1, 1), (1, 1)], constant_values=code)
+    sums = window_sums(padded - 50, [2, 2], [0, 0, 0, 0], [2, 2])
     check(model, {"x": x}, sums.astype(np.float32) / np.float32(4) * np.float32(SCALE))
 
 
