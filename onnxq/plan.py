@@ -51,6 +51,7 @@ class ActivationPlan:
             gives codes. Otherwise only the nodes in `readers` do.
         readers: Node name and input index of each quantized reader.
         bounds: Values lie within these whatever the data say (the limits of an absorbed Clip).
+        key: What its parameters are called: its name, or more where its readers want it differently.
     """
 
     tensor: str
@@ -60,6 +61,10 @@ class ActivationPlan:
     everywhere: bool
     readers: tuple[tuple[str, int], ...]
     bounds: tuple[float, float] = (float("-inf"), float("inf"))
+    key: str = ""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "key", self.key or self.tensor)
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +80,7 @@ class WeightPlan:
         method: How its scale is chosen.
         bias: Whether a bias of the node, where it has one, gets int32 codes.
         input: Name of the activation it is multiplied with; empty where there is none (embeddings).
+        input_key: What the parameters of that activation are called.
     """
 
     node: str
@@ -85,6 +91,10 @@ class WeightPlan:
     method: WeightMethod
     bias: bool = False
     input: str = ""
+    input_key: str = ""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "input_key", self.input_key or self.input)
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +103,7 @@ class Plan:
 
     Attributes:
         decisions: One per node of the main graph, in topological order.
-        activations: By name of the tensor, in topological order.
+        activations: By their keys, in topological order.
         weights: One per weight input of a quantized node, in topological order.
         absorbed: Node names of the Relus and Clips that saturation replaces.
     """

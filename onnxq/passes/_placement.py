@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from onnxq.graph import GraphModel, Node, Tensor
 from onnxq.passes._bias import bias_place
@@ -14,7 +14,7 @@ from onnxq.passes._limits import needs_symmetric
 from onnxq.passes._linear import label
 from onnxq.passes._specs import activation_method, activation_spec, keeps_codes, weight_method, weight_spec
 from onnxq.plan import ActivationPlan, Decision, Plan, WeightPlan
-from onnxq.recipe import AbsMax, ActivationConfig, Recipe
+from onnxq.recipe import AbsMax, ActivationConfig, ActivationMethod, Recipe
 from onnxq.spec import PerBlock, PerTensor, QuantSpec
 from onnxq.targets import Target
 
@@ -50,7 +50,7 @@ class _Placer:
     recipe: Recipe
 
     def run(self) -> Plan:
-        activations = self._activations()
+        activations = self._each_reader() if self.target.alone else self._activations()
         weights = tuple(self._unique(self._weights(activations)))
         decisions = tuple(
             Decision(label(n), str(n.op), self.flow.roles[label(n)], self.flow.reasons.get(label(n), ""))
@@ -92,15 +92,14 @@ class _Placer:
         readers = self._readers()
         for name in self._tables():
             readers.pop(name, None)
-        order = [t.name for t in self.graph.inputs] + [t.name for n in self.graph.nodes() for t in n.outputs]
-        named = [n for n in dict.fromkeys(order) if n in readers or n in self.flow.coded]
+        named = [n for n in self._order() if n in readers or n in self.flow.coded]
         groups = self._groups(named)
         leaders: dict[str, tuple[QuantSpec, ActivationConfig]] = {}
         plans: dict[str, ActivationPlan] = {}
         for name in named:
             group = groups.find(name)
             if group not in leaders:
-                config = self._symmetric_where_needed(self._config(name, readers.get(name, [])), readers.get(name, []))
+                config = self._config(name, readers.get(name, []))
                 leaders[group] = (activation_spec(config, self.target), config)
             spec, config = leaders[group]
             bounds = self.flow.clamps[name][1] if name in self.flow.clamps else (-math.inf, math.inf)
@@ -118,19 +117,40 @@ class _Placer:
         special = [c for c in around if c.settings.activations != self.recipe.activations]
         return (special or around)[0].settings.activations
 
-    def _symmetric_where_needed(self, config: ActivationConfig, readers: list[tuple[str, int]]) -> ActivationConfig:
-        nodes = [self.flow.quantized[reader].node for reader, _ in readers]
-        if any(needs_symmetric(self.graph, node, self.target) for node in nodes):
-            return ActivationConfig(symmetric=True).over(config)
-        return config
+    def _order(self) -> Iterator[str]:
+        """The names of all activations in topological order."""
+        order = [t.name for t in self.graph.inputs] + [t.name for n in self.graph.nodes() for t in n.outputs]
+        yield from dict.fromkeys(order)
+
+    def _each_reader(self) -> dict[str, ActivationPlan]:
+        """Every reader converts its own input, all those that want it alike in the same way."""
+        plans: dict[str, ActivationPlan] = {}
+        found = self._readers()
+        for tensor, readers in ((name, found[name]) for name in self._order() if name in found):
+            ways: list[tuple[tuple[QuantSpec, ActivationMethod], list[tuple[str, int]]]] = []
+            for reader in readers:
+                way = self._way(self.flow.quantized[reader[0]])
+                members = next((alike for known, alike in ways if known == way), None)
+                if members is None:
+                    ways.append((way, [reader]))
+                else:
+                    members.append(reader)
+            for number, ((spec, method), members) in enumerate(ways, 1):
+                key = tensor if number == 1 else f"{tensor}#{number}"
+                plans[key] = ActivationPlan(tensor, spec, method, key, False, tuple(members), key=key)
+        return plans
+
+    def _way(self, c: Candidate) -> tuple[QuantSpec, ActivationMethod]:
+        config = c.settings.activations
+        if needs_symmetric(self.graph, c.node, self.target):
+            config = ActivationConfig(symmetric=True).over(config)
+        return activation_spec(config, self.target), activation_method(config)
 
     def _groups(self, named: list[str]) -> Groups:
         groups = Groups()
         known = set(named)
         for name in named:
             groups.find(name)
-        if self.target.alone:
-            return groups
         for c in self.flow.quantized.values():
             if c.kind not in ("passive", "join"):
                 continue
@@ -152,11 +172,12 @@ class _Placer:
     # ---- weights
 
     def _weights(self, activations: dict[str, ActivationPlan]) -> Iterator[WeightPlan]:
+        keys = {reader: a.key for a in activations.values() for reader, _ in a.readers}
         for name, c in self.flow.quantized.items():
             for index in c.constants if c.kind != "linear" else ():
                 yield self._constant(name, c, index)
             if c.weight >= 0:
-                yield self._weight(name, c, activations)
+                yield self._weight(name, c, activations, keys)
 
     def _constant(self, name: str, c: Candidate, index: int) -> WeightPlan:
         """A constant addend or factor: of the activations' type, as the kernels want it."""
@@ -164,14 +185,16 @@ class _Placer:
         tensor = c.node.inputs[index].name
         return WeightPlan(name, index, tensor, tensor, spec, AbsMax())
 
-    def _weight(self, name: str, c: Candidate, activations: dict[str, ActivationPlan]) -> WeightPlan:
+    def _weight(
+        self, name: str, c: Candidate, activations: dict[str, ActivationPlan], keys: dict[str, str]
+    ) -> WeightPlan:
         spec = self._weight_spec(c)
         tensor = c.node.inputs[c.weight].name
         source = next((c.node.inputs[i].name for i in c.data), "")
         bias = self.target.bias_codes and source in activations and self._has_bias(c)
         return WeightPlan(
             name, c.weight, tensor, tensor, spec, weight_method(c.settings.weights, self.target),
-            bias=bias and not isinstance(spec.granularity, PerBlock), input=source,
+            bias=bias and not isinstance(spec.granularity, PerBlock), input=source, input_key=keys.get(name, ""),
         )  # fmt: skip
 
     def _has_bias(self, c: Candidate) -> bool:
@@ -200,7 +223,7 @@ class _Placer:
                 known.append(way)
             number = known.index(way)
             key = plan.tensor if number == 0 else f"{plan.tensor}#{number + 1}"
-            yield WeightPlan(plan.node, plan.index, plan.tensor, key, plan.spec, plan.method, plan.bias, plan.input)
+            yield replace(plan, key=key)
 
 
 def place(graph: GraphModel, flow: Flow, target: Target, recipe: Recipe) -> Plan:

@@ -69,9 +69,12 @@ class Calibrate(Pass):
 
 def _points(graph: GraphModel, plan: Plan, *, channels: bool) -> Iterator[StatisticPoint]:
     spread = {link.activation.tensor for link in links(graph, plan)} if channels else set()
+    kinds: dict[str, StatKind] = {}
     for activation in plan.activations.values():
         if activation.tensor in spread:
-            yield StatisticPoint(activation.tensor, StatKind.CHANNEL_ABSMAX)
+            kinds[activation.tensor] = StatKind.CHANNEL_ABSMAX
         elif is_measured(graph, plan, activation):
             histogram = isinstance(activation.method, OutputMSE) or method_info(activation.method.name).needs_histogram
-            yield StatisticPoint(activation.tensor, StatKind.HISTOGRAM if histogram else StatKind.RANGE)
+            if histogram or activation.tensor not in kinds:  # readers may want one tensor in several ways
+                kinds[activation.tensor] = StatKind.HISTOGRAM if histogram else StatKind.RANGE
+    yield from (StatisticPoint(name, kind) for name, kind in kinds.items())

@@ -74,7 +74,7 @@ def _activations(plan: Plan, ctx: QuantContext) -> dict[str, QuantParams]:
         chosen = params_from_range(low, high, members[0].spec, full_range=ctx.target.full_range)
         if ctx.recipe.fp16_scales:
             chosen = QuantParams(chosen.spec, fp16_scale(chosen.scale), chosen.zero_point)
-        params |= {m.tensor: chosen for m in members}
+        params |= {m.key: chosen for m in members}
     return params
 
 
@@ -137,7 +137,7 @@ def _fit_bias(graph: GraphModel, plan: WeightPlan, params: dict[str, QuantParams
     bias = np.asarray(graph.value(tensor)).reshape(-1)
     old = params[plan.key]
     try:
-        fitted = quantize_bias(bias, float(params[plan.input].scale), old.scale)
+        fitted = quantize_bias(bias, float(params[plan.input_key].scale), old.scale)
     except CalibrationError as err:
         raise GraphError(f"bias {tensor.name!r} of node {plan.node!r}: {err}") from err
     if not fitted.enlarged.any():

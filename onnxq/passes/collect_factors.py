@@ -72,7 +72,7 @@ def _node_of(key: str, known: dict[str, int]) -> str:
 def _factors(
     ctx: QuantContext, name: str, activation: ActivationPlan, weight: WeightPlan | None, *, tensor: bool
 ) -> LayerFactors:
-    params = ctx.params[activation.tensor]
+    params = ctx.params[activation.key]
     scale_w, wts_bits = (_NO_WEIGHT if tensor else _ONE), 8
     if weight is not None:
         chosen = ctx.params[weight.key]

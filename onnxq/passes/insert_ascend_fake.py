@@ -115,7 +115,8 @@ class _Writer:
         shape = graph.shape(result)
         factor = graph.add_constant(f"{base}.dqscale", _along_channels(layer, scale, graph.rank(result)))
         graph.replace_output(layer.last, 0, graph.new_variable(f"{layer.last.name}_output0", np.float32, shape))
-        graph.add_node("Mul", [layer.last.outputs[0], factor], name=f"{base}.mul", outputs=[result])
+        # the constant comes first: ONNX Runtime would fold a second factor into the weights, which are integers no more
+        graph.add_node("Mul", [factor, layer.last.outputs[0]], name=f"{base}.mul", outputs=[result])
 
     def _number(self, name: str, value: float | np.float32) -> Tensor:
         return self._graph.add_constant(name, np.asarray(value, np.float32))

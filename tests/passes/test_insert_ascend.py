@@ -66,6 +66,10 @@ def checked(
     assert [o.name for o in found.deploy.graph.output] == [o.name for o in found.float_model.graph.output]
     assert [i.name for i in found.deploy.graph.input] == [i.name for i in found.float_model.graph.input]
     onnx.checker.check_model(found.fake, full_check=True)
+    feed = found.feeds[0]
+    plain, optimized = run(found.fake, feed), run(found.fake, feed, optimize=True)
+    for name, value in plain.items():  # nothing is folded into the integers
+        np.testing.assert_array_equal(optimized[name], value)
     return found
 
 
@@ -255,6 +259,17 @@ def test_different_factors_are_quantizations_of_their_own() -> None:
     assert deviations(found)[0] <= SAME
     assert {n.name for n in found.deploy.graph.node if n.op_type == "AscendQuant"} == {"a.quant", "b.quant"}
     assert found.values()["b.dequant.param"].shape == (1,)
+
+
+def test_layers_with_settings_of_their_own_on_one_tensor() -> None:
+    rules = [{"match": {"node": "b"}, "activations": {"symmetric": True, "method": "minmax"}}]
+    found = checked(
+        image("[a] p = Conv(x, W, B) [b] q = Conv(x, W, B) y = Add(p, q)"), recipe={"rules": rules}, rounding=0.2
+    )
+    assert found.factors["a"].offset_d != 0
+    assert found.factors["b"].offset_d == 0
+    assert ops(found.deploy).count("AscendQuant") == 2
+    assert found.node("a").input[1] == found.node("b").input[1] == "W"
 
 
 def test_a_graph_output_in_the_middle_keeps_its_name() -> None:

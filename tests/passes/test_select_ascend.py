@@ -175,6 +175,25 @@ def test_layers_that_take_symmetric_activations_only(text: str) -> None:
     assert all(a.spec.symmetric for a in plan.activations.values())
 
 
+def test_layers_that_want_one_tensor_differently_have_it_in_different_ways() -> None:
+    """What one layer takes, another may not be able to take."""
+    rules = [
+        {"match": {"node": "b"}, "activations": {"type": "int16"}},
+        {"match": {"node": "c"}, "activations": {"symmetric": True}},
+    ]
+    layers = "[a] p = Conv(x, W) [b] q = Conv(x, W) [c] r = Conv(x, W) [d] s = AveragePool<kernel_shape=[3,3]>(x)"
+    text = image(f"{layers} y = Sum(p, q, r, s)")
+    plan = plan_of(text, recipe={"rules": rules})
+    found = {a.key: ([name for name, _ in a.readers], a.spec.bits, a.spec.symmetric) for a in plan.activations.values()}
+    assert found == {"x": (["a", "d"], 8, False), "x#2": (["b"], 16, False), "x#3": (["c"], 8, True)}
+    assert {a.tensor for a in plan.activations.values()} == {"x"}
+    assert [(w.node, w.input, w.input_key) for w in plan.weights] == [
+        ("a", "x", "x"),
+        ("b", "x", "x#2"),
+        ("c", "x", "x#3"),
+    ]
+
+
 def test_an_attention_is_quantized_too() -> None:
     text = """g (float[N,3,8] q, float[N,8,3] k, float[N,3,8] v) => (float[N,3,8] y)
         { [s] p = MatMul(q, k) [soft] r = Softmax(p) [n] y = MatMul(r, v) }"""
