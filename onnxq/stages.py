@@ -17,6 +17,7 @@ from onnxq.factors import LayerFactors
 from onnxq.graph import GraphModel
 from onnxq.passes._base import Fact, Pass, PassManager, PassReport
 from onnxq.passes.apply_balance import ApplyBalance
+from onnxq.passes.assign_names import AssignNames
 from onnxq.passes.collect_factors import CollectFactors
 from onnxq.passes.select_layers import SelectLayers
 from onnxq.passes.use_factors import UseFactors
@@ -191,3 +192,17 @@ def insert(
     run_passes(deployment(), graph, ctx)
     run_passes(twin(), fake_quant, ctx)
     return Inserted(graph, fake_quant, tuple(ctx.reports))
+
+
+def name_nodes(model: ModelLike) -> GraphModel:
+    """The model with a unique name for every node, and otherwise as it was.
+
+    Args:
+        model: The model; it is not changed.
+
+    Raises:
+        OnnxqError: If it cannot be used.
+    """
+    graph, _ = open_model(model)
+    run_passes(PassManager([AssignNames()]), graph, context_for(Recipe(), None, 1, None))
+    return graph

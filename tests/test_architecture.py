@@ -63,11 +63,11 @@ LAYERS: dict[str, set[str]] = {
     "live": CORE | {"pipeline"},
     "ascend": CORE | {"passes", "pipeline", "instruments", "ascend"},
     "report": CORE | {"passes._base", "pipeline", "instruments", "report"},
-    "tune": CORE | {"passes", "pipeline", "instruments", "report", "tune"},
+    "tune": CORE | {"passes", "pipeline", "stages", "instruments", "report", "tune"},
     "qat": CORE | {"passes", "pipeline", "instruments", "report", "qat"},
     "zoo": CORE | {"pipeline", "instruments", "report", "tune", "zoo"},
     "dialects": {*BASE, "", "recipe", "plan", "factors", "calib.readers", "pipeline", "result", "dialects"}
-    | {"stages", "live", "ascend"},
+    | {"stages", "live", "ascend", "tune"},
     "cli": {*BASE, "", "recipe", "plan", "targets", "pipeline", "instruments", "cli"}
     | {"report", "tune", "qat", "zoo", "dialects"},
     "": CORE | {"passes._base", "pipeline", "result", "instruments", ""},

@@ -1,0 +1,1 @@
+"""Finding out which layers suffer, and what helps them."""
