@@ -29,17 +29,21 @@ def inspect(
     from onnxq.report.reasons import group_reasons
 
     terminal = Terminal(as_json=as_json, verbose=verbose)
-    recipe = RecipeOptions(config=config, target=target, skip=tuple(skip or ())).recipe()
+    options = RecipeOptions(config=config, target=target, skip=tuple(skip or ()))
     found = model_facts(model)
     with terminal.messages():
+        wanted = options.wanted(model)
+        recipe = wanted.recipe
         result = plan_model(model, recipe=recipe)
     groups = group_reasons(result.plan.left_float())
     terminal.show(*tables.facts(found), tables.roles(result.plan.counts()))
+    if wanted.amct is not None:
+        terminal.show(tables.amct_layers(wanted.amct))
     if nodes:
         terminal.show(tables.nodes(result.plan.decisions))
     else:
         terminal.show(*tables.reasons(groups, verbose=verbose))
-    terminal.notes((*found.notes, *result.notes))
+    terminal.notes((*found.notes, *wanted.notes, *result.notes))
     listed = [{"node": d.node, "op_type": d.op_type, "role": d.role, "reason": d.reason} for d in result.plan.decisions]
     plan = {
         "target": recipe.target,
@@ -47,5 +51,6 @@ def inspect(
         "nodes": listed,
         "notes": list(result.notes),
     }
-    terminal.document({"model": found.to_dict(), "plan": plan})
+    amct = {} if wanted.amct is None else {"amct": {**wanted.amct.to_dict(), "notes": list(wanted.notes)}}
+    terminal.document({"model": found.to_dict(), "plan": plan, **amct})
     return 0

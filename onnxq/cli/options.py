@@ -12,6 +12,7 @@ import typer
 from onnxq.errors import DataError, RecipeError
 
 if TYPE_CHECKING:
+    from onnxq.dialects.amct.job import AmctJob
     from onnxq.recipe import ImagePreprocess, Recipe
 
 
@@ -52,6 +53,7 @@ class Color(str, Enum):
 
 _IMAGES = "Images"
 _RECIPE = "Recipe"
+_ENOUGH = 16
 
 ModelPath = Annotated[Path, typer.Argument(metavar="MODEL", help="The ONNX model.", show_default=False)]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document; everything else goes to standard error.")]
@@ -61,7 +63,11 @@ Samples = Annotated[int | None, typer.Option(min=1, help="Use the first N sample
 Config = Annotated[
     Path | None,
     typer.Option(
-        "--config", help="Recipe in YAML or JSON.", rich_help_panel=_RECIPE, metavar="FILE", show_default=False
+        "--config",
+        help="Recipe in YAML or JSON, or a configuration of AMCT's (quant.cfg, or its JSON).",
+        rich_help_panel=_RECIPE,
+        metavar="FILE",
+        show_default=False,
     ),
 ]
 TargetName = Annotated[
@@ -154,6 +160,21 @@ class ImageOptions:
 
 
 @dataclass(frozen=True)
+class Wanted:
+    """What the command line asks for.
+
+    Attributes:
+        recipe: The recipe with the options laid over it.
+        amct: What a configuration of AMCT's means for the model; None where there is none.
+        notes: What is worth knowing about it.
+    """
+
+    recipe: Recipe
+    amct: AmctJob | None = None
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
 class RecipeOptions:
     """What the command line says that a recipe could say too; None where it says nothing."""
 
@@ -177,9 +198,34 @@ class RecipeOptions:
         """
         from onnxq.recipe import Recipe
 
+        return self._over(Recipe() if self.config is None else Recipe.from_file(self.config))
+
+    def wanted(self, model: Path) -> Wanted:
+        """As `recipe`; the file may be a configuration of AMCT's as well, which is read for a model.
+
+        Raises:
+            RecipeError: If the file or the result is not valid, or names what the model does not have.
+            DataError: If data and random data are both asked for.
+        """
+        if self.config is None:
+            return Wanted(self.recipe())
+        from onnxq.dialects.amct.job import is_amct_config, load_config
+
+        if not is_amct_config(self.config):
+            return Wanted(self.recipe())
+        if self.method is not None:
+            raise RecipeError(f"--method has no effect on {self.config}, which decides for each layer; leave it out")
+        job = load_config(self.config, model)
+        recipe, notes = self._over(job.recipe), job.notes
+        if self.samples is None and self.has_data:
+            samples = job.samples(self.batch_size)
+            recipe = recipe.replace(calibration=recipe.calibration.replace(samples=samples))
+            notes += _told_samples(job.batch_num, samples)
+        return Wanted(recipe, job, notes)
+
+    def _over(self, base: Recipe) -> Recipe:
         if self.has_data and self.random is not None:
             raise DataError("--data and --random exclude each other; leave one out")
-        base = Recipe() if self.config is None else Recipe.from_file(self.config)
         changes: dict[str, Any] = {"calibration": self._calibration(base)}
         if self.target is not None:
             changes["target"] = self.target.value
@@ -201,6 +247,15 @@ class RecipeOptions:
             "preprocess": self.images.over(base.calibration.preprocess),
         }
         return base.calibration.replace(**{key: value for key, value in wanted.items() if value is not None})
+
+
+def _told_samples(batch_num: int, samples: int | None) -> tuple[str, ...]:
+    if samples is None:
+        return (f"batch_num {batch_num} takes effect with --batch-size only; all samples of --data are used",)
+    if samples < _ENOUGH:
+        text = f"batch_num {batch_num} times the batch size makes {samples} for calibration; AMCT advises 16 to 32"
+        return (text,)
+    return ()
 
 
 def _number(option: str, text: str) -> float:

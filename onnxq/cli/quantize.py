@@ -98,7 +98,7 @@ def quantize(
     terminal = Terminal(as_json=as_json, verbose=verbose)
     check_outputs({"-o": output, "--report": report}, {"MODEL": model, "--data": data, "--config": config})
     images = ImageOptions(image_size, resize_short_side, crop, scale, mean, std, layout, color)
-    recipe = RecipeOptions(
+    wanted = RecipeOptions(
         config=config,
         target=target,
         method=method,
@@ -109,10 +109,12 @@ def quantize(
         random=random,
         has_data=data is not None,
         images=images,
-    ).recipe()
+    ).wanted(model)
+    recipe = wanted.recipe
     job = Job(model, output, data, recipe, report, external_data, threads)
     with terminal.messages(), terminal.progress() as progress:
         done = run_job(job, progress=progress)
+    terminal.notes(wanted.notes)
     terminal.notes(done.result.notes, warning=recipe.calibration.random or not done.result.changed)
     terminal.show(*tables.job(done, verbose=verbose))
     terminal.document(done.to_dict())

@@ -13,6 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 if TYPE_CHECKING:
+    from onnxq.dialects.amct.job import AmctJob
     from onnxq.plan import Decision
     from onnxq.report.compare import Comparison
     from onnxq.report.demo import DemoRow
@@ -146,6 +147,24 @@ def facts(found: ModelFacts) -> list[RenderableType]:
 
 def _values(kind: str, values: Sequence[ValueFacts]) -> list[tuple[str, str]]:
     return [(kind if index == 0 else "", f"{value.name}: {value}") for index, value in enumerate(values)]
+
+
+def amct_layers(job: AmctJob) -> Table:
+    """What a configuration of AMCT's means for each layer."""
+    table = _table("layer", "operator", "activations", "weights", "dmq", title=f"Layers, {job.batch_num} batches")
+    for name, found in job.settings.items():
+        op_type = job.layers.quantizable[name].op_type
+        if not found.quant_enable:
+            table.add_row(escape(name), op_type, Text("float", style="yellow"), "", "")
+            continue
+        weight = "" if found.weight is None else str(found.weight)
+        table.add_row(
+            escape(name), op_type, str(found.activation), weight, "" if found.dmq is None else f"{found.dmq:g}"
+        )
+    for tensor in job.tensors:
+        op_type = job.layers.nodes[tensor.node].op_type
+        table.add_row(escape(f"{tensor.node}:{tensor.input_index}"), op_type, str(tensor.activation), "", "")
+    return table
 
 
 # ---- compare -----------------------------------------------------------------------------------

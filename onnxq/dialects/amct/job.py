@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from onnxq.dialects.amct.algorithms import ActivationAlgorithm, Ada, Arq, Ifmr, Nuq, WeightAlgorithm
 from onnxq.dialects.amct.config import AmctConfig, parse_config, read_text
-from onnxq.dialects.amct.json_config import JsonConfig, parse_json
+from onnxq.dialects.amct.json_config import JsonConfig, format_json, parse_json
 from onnxq.dialects.amct.layers import Layers, layers_of
 from onnxq.dialects.amct.proto import calibration_config_pb2 as pb
 from onnxq.dialects.amct.settings import LayerSettings, Resolved, TensorSettings, resolve
@@ -72,6 +72,18 @@ class AmctJob:
         """
         size = batch_size or self.layers.batch
         return None if size is None else self.batch_num * size
+
+    def to_dict(self) -> dict[str, object]:
+        """All settings as plain mappings, lists, strings and numbers; layers as AMCT's JSON has them."""
+        content = json.loads(format_json(self.to_json()))
+        return {
+            "batch_num": self.batch_num,
+            "activation_offset": self.config.activation_offset,
+            "do_fusion": self.config.do_fusion,
+            "skip_fusion_layers": content["skip_fusion_layers"],
+            "layers": {name: content[name] for name in self.settings},
+            "tensors": content.get("tensor_quantize", []),
+        }
 
     def to_json(self) -> JsonConfig:
         """What `create_quant_config` writes for this configuration and model."""

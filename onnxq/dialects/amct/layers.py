@@ -52,6 +52,11 @@ class Layers:
     reasons: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
     batch: int | None = None
 
+    @property
+    def nodes(self) -> dict[str, Layer]:
+        """All nodes by name."""
+        return {**self.quantizable, **self.others}
+
     @staticmethod
     def of(layers: Mapping[str, Layer] | list[Layer]) -> Layers:
         """Layers that are all quantizable."""

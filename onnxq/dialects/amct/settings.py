@@ -276,7 +276,7 @@ class _Resolver:
     def _tensors(self) -> Iterator[TensorSettings]:
         for wish in self.config.tensors:
             name = self._any_node(wish.layer)
-            node = self.known.others.get(name) or self.known.quantizable.get(name)
+            node = self.known.nodes.get(name)
             if node is None:
                 continue
             if node.op_type not in TENSOR_QUANTIZABLE:
