@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 Count = Annotated[int, Field(strict=True, ge=1)]
 """A whole number >= 1."""
+Index = Annotated[int, Field(strict=True, ge=0)]
+"""Counts from 0."""
 Seed = Annotated[int, Field(strict=True, ge=0)]
 """A whole number >= 0."""
 Flag = Annotated[bool, Field(strict=True)]

@@ -10,7 +10,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from onnxq._recipe.base import Flag, Model, Name
+from onnxq._recipe.base import Flag, Index, Model, Name
 from onnxq._recipe.steps import BalanceConfig
 from onnxq._recipe.tensors import ActivationConfig, WeightConfig
 
@@ -59,19 +59,22 @@ class Rule(Model):
     match: Selector = Field(description="Which nodes.")
     skip: Flag | None = Field(default=None, description="Leave these nodes float.")
     quantize: Flag | None = Field(default=None, description="Quantize these nodes though the target leaves them float.")
+    inputs: tuple[Index, ...] | None = Field(
+        default=None,
+        description="Which of their inputs get codes, where the target converts single inputs (an Add on Ascend).",
+    )
     activations: ActivationConfig | None = Field(default=None, description="What differs for their inputs and outputs.")
     weights: WeightConfig | None = Field(default=None, description="What differs for their weights.")
     balance: BalanceConfig | None = Field(default=None, description="Balance their input channels like this.")
 
     @model_validator(mode="after")
     def _check_effect(self) -> Rule:
-        changes = [
-            k for k in ("quantize", "activations", "weights", "balance") if getattr(self, k) not in (None, False)
-        ]
+        keys = ("quantize", "inputs", "activations", "weights", "balance")
+        changes = [k for k in keys if getattr(self, k) not in (None, False)]
         if self.skip and changes:
             raise ValueError(f"skip: true excludes {' and '.join(changes)}")
         if self.skip is None and self.quantize is None and not changes:
-            raise ValueError("does nothing; give it skip, quantize, activations, weights or balance")
+            raise ValueError("does nothing; give it skip, quantize, inputs, activations, weights or balance")
         return self
 
 
@@ -86,6 +89,7 @@ class Settings:
         force: The user wants the node quantized though the target leaves it float.
         reason: Which entry of the recipe decided `skip` or `force`; empty where none did.
         balance: How the node's input channels are balanced; None where they are not.
+        inputs: Which inputs get codes, where the target converts single inputs; empty where it decides.
     """
 
     activations: ActivationConfig
@@ -94,6 +98,7 @@ class Settings:
     force: bool = False
     reason: str = ""
     balance: BalanceConfig | None = None
+    inputs: tuple[int, ...] = ()
 
 
 def is_glob(text: str) -> bool:
@@ -154,12 +159,14 @@ class Resolver:
 
     def _merge(self, found: list[tuple[str, Rule]]) -> Settings:
         activations, weights, balance = self._base.activations, self._base.weights, self._base.balance
+        inputs: tuple[int, ...] = ()
         skip = force = False
         reason = ""
         for label, rule in found:
             activations = rule.activations.over(activations) if rule.activations else activations
             weights = rule.weights.over(weights) if rule.weights else weights
             balance = rule.balance or balance
+            inputs = rule.inputs or inputs
             before = (skip, force)
             if rule.skip is not None:
                 skip, force = rule.skip, force and not rule.skip
@@ -167,4 +174,4 @@ class Resolver:
                 skip, force = skip and not rule.quantize, rule.quantize
             if (skip, force) != before:
                 reason = label if skip or force else ""
-        return Settings(activations, weights, skip=skip, force=force, reason=reason, balance=balance)
+        return Settings(activations, weights, skip=skip, force=force, reason=reason, balance=balance, inputs=inputs)

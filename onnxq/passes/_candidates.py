@@ -74,9 +74,18 @@ def _within_limits(graph: GraphModel, candidate: Candidate, target: Target) -> C
     reason = why_beyond(graph, node, target) or why_not_wide(graph, node, bits, target)
     if reason is None and target.alone and not candidate.data:
         reason = "its input is a constant"
-    if reason is None and target.alone and candidate.kind == "arithmetic":  # one input is enough: the other is fused
-        return Candidate(node, candidate.info, candidate.settings, candidate.data[:1], results=candidate.results)
+    if reason is None and target.alone and candidate.kind == "arithmetic":
+        return _with_one_input(candidate)
     return reason or candidate
+
+
+def _with_one_input(candidate: Candidate) -> Candidate | str:
+    """Codes of one input are enough: the backend fuses the node into what makes the other."""
+    wanted = candidate.settings.inputs
+    data = tuple(i for i in candidate.data if i in wanted or not wanted)
+    if not data:
+        return f"the recipe wants codes of its inputs {', '.join(map(str, wanted))}, none of which is an activation"
+    return Candidate(candidate.node, candidate.info, candidate.settings, data[:1], results=candidate.results)
 
 
 def _refused(op: str, info: OpInfo, settings: Settings, target: Target) -> str | None:

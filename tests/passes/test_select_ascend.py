@@ -145,6 +145,13 @@ def test_an_add_has_codes_of_one_input() -> None:
     assert not plan.weights
 
 
+def test_a_rule_says_which_input_of_an_add() -> None:
+    text = "g (float[4] x, float[4] z) => (float[4] y) { [n] y = Add(x, z) }"
+    rule: dict[str, Any] = {"match": {"node": "n"}, "quantize": True, "inputs": [1]}
+    assert [a.readers for a in plan_of(text, recipe={"rules": [rule]}).activations.values()] == [(("n", 1),)]
+    assert "wants codes of its inputs 2" in reason(plan_of(text, recipe={"rules": [rule | {"inputs": [2]}]}))
+
+
 def test_types_and_granularity_by_default() -> None:
     text = image("[c] p = Conv(x, W, B) [t] q = ConvTranspose(p, T) y = Relu(q)")
     plan = plan_of(text, opset=9)  # one scale for each channel does not depend on the operator set

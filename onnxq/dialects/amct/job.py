@@ -194,7 +194,12 @@ def _rules(resolved: Resolved) -> Iterator[Rule]:
             balance=None if found.dmq is None else BalanceConfig(strength=found.dmq),
         )
     for tensor in resolved.tensors:
-        yield Rule(match=Selector(node=tensor.node), quantize=True, activations=_activations(tensor.activation))
+        yield Rule(
+            match=Selector(node=tensor.node),
+            quantize=True,
+            inputs=(tensor.input_index,),
+            activations=_activations(tensor.activation),
+        )
 
 
 def _activations(found: ActivationAlgorithm) -> ActivationConfig:
