@@ -31,7 +31,7 @@ _SUFFIXES = (
     "quant", "dequant", "anti_quant", "weight_quant", "bias_quant", "mul",
 )  # fmt: skip
 """What is put behind the name of a layer to name what belongs to it."""
-_TYPES = {
+_TYPES: dict[int, str] = {
     onnx.TensorProto.FLOAT: "DT_FLOAT",
     onnx.TensorProto.FLOAT16: "DT_FLOAT16",
     onnx.TensorProto.BFLOAT16: "DT_BF16",
@@ -95,8 +95,8 @@ class _Output(NamedTuple):
     """Where a tensor of the original model comes from."""
 
     node: str
-    index: int
-    type: str
+    position: int
+    kind: str
 
 
 class _Origins:
@@ -188,7 +188,7 @@ def _text_list(key: str, values: Sequence[str]) -> dict[str, object]:
 def _output(found: _Output) -> list[dict[str, object]]:
     return [
         {"key": "_datadump_origin_format", "value": {"s": "NCHW"}},
-        {"key": "_datadump_data_type", "value": {"s": found.type}},
-        {"key": "_datadump_origin_output_index", "value": {"i": found.index}},
+        {"key": "_datadump_data_type", "value": {"s": found.kind}},
+        {"key": "_datadump_origin_output_index", "value": {"i": found.position}},
         {"key": "_datadump_origin_name", "value": {"s": found.node}},
     ]
