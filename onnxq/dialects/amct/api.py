@@ -12,7 +12,9 @@ like an `onnxruntime.InferenceSession`.
 
 from __future__ import annotations
 
+import json
 import os
+import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -23,11 +25,21 @@ from numpy.typing import NDArray
 from onnxq import load_model, plan_model, stages
 from onnxq import save_model as save_graph
 from onnxq.dialects.amct._files import write_text
+from onnxq.dialects.amct.auto_calibration import (
+    AutoCalibrationEvaluatorBase,
+    ModelEvaluator,
+    SearchResult,
+    Strategy,
+    auto_calibrate,
+    strategy_of,
+    write_files,
+)
 from onnxq.dialects.amct.config import AmctConfig, Mention, read_config
 from onnxq.dialects.amct.deployment import DeployedFiles, record_of, write_models
 from onnxq.dialects.amct.job import AmctJob, load_config
 from onnxq.dialects.amct.json_config import JsonConfig, format_json
 from onnxq.dialects.amct.layers import layers_of
+from onnxq.dialects.amct.prober import ModelProber
 from onnxq.dialects.amct.proto.scale_offset_record_pb2 import ScaleOffsetRecord
 from onnxq.dialects.amct.record import read_record, write_record
 from onnxq.dialects.amct.settings import resolve
@@ -153,12 +165,62 @@ def save_model(modified_onnx_file: PathLike, record_file: PathLike, save_path: P
     write_models(inserted.deploy, inserted.fake_quant, _skeleton(modified_onnx_file), files)
 
 
+def accuracy_based_auto_calibration(
+    model_file: PathLike,
+    model_evaluator: AutoCalibrationEvaluatorBase,
+    config_file: PathLike,
+    record_file: PathLike,
+    save_dir: PathLike,
+    strategy: str | Strategy = "BinarySearch",
+    sensitivity: str = "CosineSimilarity",
+) -> SearchResult:
+    """Quantize as much of a model as the user's evaluator accepts.
+
+    The model is calibrated once; what is tried afterwards are other numbers for the same statistics. ``evaluate`` gets
+    the path of a model that plain ONNX Runtime runs, ``calibration`` a model to run like a session.
+
+    Args:
+        model_file: The float model.
+        model_evaluator: The user's.
+        config_file: JSON or simplified configuration.
+        record_file: The record to write.
+        save_dir: Prefix of the models, as for `save_model`; the files that tell about the search go next to them.
+        strategy: ``BinarySearch``, AMCT's; or ``Repair``, which tries other algorithms before it gives up layers.
+        sensitivity: ``CosineSimilarity``.
+
+    Returns:
+        What was tried and found. Where everything would have to stay float, no model is written.
+
+    Raises:
+        RecipeError: If the configuration is wrong, or there is no such strategy or sensitivity.
+        CalibrationError: If the evaluator does not do what it must.
+        OnnxqError: If the model cannot be used or a file not be written.
+    """
+    if sensitivity != "CosineSimilarity":
+        raise RecipeError(f"there is no sensitivity {sensitivity!r}; known: CosineSimilarity")
+    files, chosen_strategy = DeployedFiles.under(save_dir), strategy_of(strategy)
+    job = load_config(Path(config_file), model_file)
+    with tempfile.TemporaryDirectory(prefix="onnxq-") as folder:
+        prober = ModelProber(Path(model_file), job, model_evaluator, Path(folder))
+        found = auto_calibrate(prober, model_evaluator.metric_eval, chosen_strategy)
+        if found.trial is not None:
+            chosen = prober.chosen(found.trial.settings)
+            inserted = stages.insert(chosen.graph, chosen.factors, recipe=chosen.recipe)
+            write_models(inserted.deploy, inserted.fake_quant, _skeleton(model_file), files)
+            write_record(record_of(chosen.factors, fp16=job.recipe.fp16_scales), record_file)
+    write_files(found, json.loads(format_json(job.to_json())), save_dir)
+    return found
+
+
 def _skeleton(model_file: PathLike) -> onnx.ModelProto:
     return load_model(model_file).skeleton()
 
 
 __all__ = [
     "AmctJob",
+    "AutoCalibrationEvaluatorBase",
+    "ModelEvaluator",
+    "accuracy_based_auto_calibration",
     "create_quant_config",
     "load_config",
     "quantize_model",
