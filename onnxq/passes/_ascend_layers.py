@@ -154,7 +154,9 @@ class _Reader:
         if factors.scale_w.size not in (1, channels):
             raise RecordError(f"has {factors.scale_w.size} scale_w; must be 1 or {channels}, one for each output")
         scale = dequant_scale(factors.scale_d, factors.scale_w, s19=self.s19)
-        coder = WeightCoder(linear.layout, factors.scale_w, factors.wts_bits, transposed=_is_transposed(node))
+        coder = WeightCoder(
+            linear.layout, factors.scale_w, factors.wts_bits, transposed=_is_transposed(node), cluster=factors.cluster
+        )
         weight = Edit(node, 1, coder.key, coder, coder.shape, np.int8)
         bias, last = self._bias(node, scale)
         edits = (weight,) if bias is None else (weight, bias)

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from onnxq.algos.ascend_words import quant_scale
 from onnxq.errors import GraphError
 from onnxq.graph import GraphModel, Tensor
+from onnxq.passes._ascend_clips import relax_clips
 from onnxq.passes._ascend_layers import AscendLayer, Entry, edit_constants, find_layers
 from onnxq.passes._base import Fact, Pass, PassReport
 from onnxq.spec import code_bounds
@@ -51,12 +52,14 @@ class InsertAscendFake(Pass):
             RecordError: If the factors do not fit the graph, or a bias does not fit into int32.
         """
         layers = find_layers(graph, ctx.factors, s19=ctx.recipe.fp16_scales)
+        relaxed = relax_clips(graph, layers)
         edit_constants(graph, layers, as_floats=True)
         writer = _Writer(graph)
         for layer in layers:
             writer.write(layer)
         graph.sort()
-        return PassReport(changed=len(layers))
+        notes = (f"{relaxed} Clips became Relus: the codes behind them saturate below the limit",) if relaxed else ()
+        return PassReport(changed=len(layers), notes=notes)
 
     def verify(self, graph: GraphModel, ctx: QuantContext) -> None:
         """Raise `GraphError` if a layer of the record is not followed by its factor."""

@@ -239,6 +239,46 @@ def test_max_pool_reads_floats_that_were_codes() -> None:
     assert attributes == {"scale": np.float32(factors.scale_d), "offset": factors.offset_d, "dst_type": b"INT8"}
 
 
+CLIPPED = image("[a] p = Conv(x, W) [clip] q = Clip(p, zero, six) [b] y = Conv(q, V)")
+
+
+def clipped(top: float, text: str = CLIPPED, *, opset: int = 17) -> Written:
+    """With codes of the second layer that end at `top`."""
+    record = {
+        "a": LayerFactors(0.03, 0, np.full(4, 0.02, np.float32)),
+        "b": LayerFactors(top / 255, -128, np.full(4, 0.02, np.float32)),
+    }
+    constants = {"zero": np.float32(0), "six": np.float32(6)} if opset > 10 else {}
+    model = build(text, opset=opset, check=False, W=CONSTANTS["W"], V=CONSTANTS["V"], **constants)
+    found = written(onnx.shape_inference.infer_shapes(model), record=record)
+    assert deviations(found)[0] <= SAME
+    return found
+
+
+@pytest.mark.parametrize("opset", [9, 17])
+@pytest.mark.parametrize(("top", "op"), [(5.9, "Relu"), (6.1, "Clip")])
+def test_a_clip_that_codes_imply_becomes_a_relu(top: float, op: str, opset: int) -> None:
+    text = CLIPPED.replace("Clip(p, zero, six)", "Clip<min=0.0, max=6.0>(p)") if opset < 11 else CLIPPED
+    found = clipped(top, text, opset=opset)
+    for model in (found.deploy, found.fake):
+        node = next(n for n in model.graph.node if n.name == "clip")
+        assert node.op_type == op
+        assert len(node.input) == (3 if op == "Clip" and opset > 10 else 1)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        CLIPPED.replace("[b] y = Conv(q, V)", "[b] r = Conv(q, V) s = ReduceMean(q) y = Add(r, s)"),
+        CLIPPED.replace("y)", "y, float[N,d,e,f] q)"),
+        CLIPPED.replace("zero", "six"),
+        CLIPPED.replace("[clip]", "s = Neg(p) [clip]").replace("Clip(p", "Clip(s"),
+    ],
+)
+def test_a_clip_whose_limit_matters_stays(text: str) -> None:
+    assert "Clip" in ops(clipped(5.0, text).deploy)
+
+
 # ---- several layers on one tensor -----------------------------------------------------------------
 
 
@@ -352,6 +392,21 @@ def test_four_bit_weights_are_told_so() -> None:
     assert found.values()["W"].min() >= -8
     assert list(found.node("c.weight_quant").input) == ["W", "c.weight_offset"]
     assert found.values()["c.weight_offset"].dtype == np.int8
+
+
+def test_a_record_with_centres_uses_no_other_codes() -> None:
+    cluster = np.arange(-120, 121, 16, dtype=np.int8)
+    for text, record_of in [
+        (image("[n] y = Conv(x, W)"), {"scale_w": np.full(4, 0.02, np.float32)}),
+        (rows("[n] y = Gemm<transB=1>(x, PT)"), {"scale_w": np.full(1, 0.02, np.float32)}),
+    ]:
+        found = written(model_of(text), record={"n": LayerFactors(0.02, 0, cluster=cluster, **record_of)})
+        assert deviations(found)[0] <= SAME
+        codes = found.values()[found.node("n").input[1]]
+        assert set(codes.reshape(-1).tolist()) <= set(cluster.tolist())
+        floats = CONSTANTS["W"] if "W)" in text else CONSTANTS["PT"].T
+        distance = np.abs(floats[..., None] / 0.02 - cluster).min(axis=-1)
+        np.testing.assert_allclose(np.abs(floats / 0.02 - codes), distance, rtol=1e-4, atol=1e-4)
 
 
 def test_sixteen_bit_activations() -> None:
