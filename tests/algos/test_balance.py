@@ -38,7 +38,7 @@ def reference(act, weight, s):
 MAGNITUDES = st.lists(st.tuples(*[st.one_of(st.just(0.0), st.floats(1e-4, 1e3))] * 2), min_size=1, max_size=12)
 
 
-@settings(max_examples=300)
+@settings(max_examples=300, deadline=None)
 @given(MAGNITUDES, st.floats(0.2, 0.8))
 def test_factors_follow_the_rules(pairs, strength):
     act, weight = (list(side) for side in zip(*pairs, strict=True))
@@ -52,7 +52,7 @@ def test_factors_follow_the_rules(pairs, strength):
     np.testing.assert_allclose(found, expected, rtol=1e-6)
 
 
-@settings(max_examples=200)
+@settings(max_examples=200, deadline=None)
 @given(MAGNITUDES, st.floats(0.2, 0.8))
 def test_channels_that_are_zero_on_one_side_decide_nothing(pairs, strength):
     act, weight = (np.array(side) for side in zip(*pairs, strict=True))

@@ -18,7 +18,7 @@ SHAPES = [
 ]  # fmt: skip
 
 
-@settings(max_examples=200)
+@settings(max_examples=200, deadline=None)
 @given(st.sampled_from(SHAPES), st.sampled_from(SHAPES), st.data())
 def test_factors_move_with_the_numbers(outer, inner, data):
     axes = data.draw(st.sets(st.integers(0, len(outer) - 1)))

@@ -150,4 +150,5 @@ def _search_symmetric(
     scale = clip / top
     limit = np.full(ratios.shape, top, np.int64)
     best = int(np.argmin(errors(scale, -limit, limit)))
-    return -float(clip[best]), float(scale[best]) * (half - 1)
+    reach = float(clip[best])  # equal ends to the last bit: a wider lower one would ask for the lowest code
+    return -reach, float(scale[best]) * (half - 1) if below else reach
