@@ -61,7 +61,7 @@ LAYERS: dict[str, set[str]] = {
     "pipeline": CORE | {"passes", "instruments", "result"},
     "stages": CORE | {"passes", "pipeline", "instruments", "result"},
     "live": CORE | {"pipeline"},
-    "ascend": CORE | {"passes", "pipeline", "instruments", "ascend"},
+    "ascend": CORE | {"passes", "pipeline", "instruments", "stages", "ascend"},
     "report": CORE | {"passes._base", "pipeline", "instruments", "report"},
     "tune": CORE | {"passes", "pipeline", "stages", "instruments", "report", "tune"},
     "qat": CORE | {"passes", "pipeline", "instruments", "report", "qat"},

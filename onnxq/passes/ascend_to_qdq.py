@@ -44,6 +44,10 @@ class _Numbers:
     offset: int
     bits: int
 
+    def is_close(self, scale: np.float32, offset: int) -> bool:
+        """Whether other numbers mean the same."""
+        return self.offset == offset and bool(np.isclose(self.scale, scale, rtol=_SAME, atol=0))
+
 
 class AscendToQdq(Pass):
     """Ascend's operators become QuantizeLinear and DequantizeLinear, layers between them compute with floats.
@@ -189,11 +193,12 @@ class _Conversion:
         graph, stored = self._graph, read_anti_quant(node)
         x, result = node.inputs[0], node.outputs[0]
         scale = np.float32(stored.scale * stored.scale) if stored.root else stored.scale
-        known = self._held.get(x.name)
-        if known is not None and known.offset == stored.offset and np.isclose(known.scale, scale, rtol=_SAME, atol=0):
-            self._end(node, x, half=stored.half)
+        known, codes = self._held.get(x.name), self._coded.get(x.name, x)
+        if known is not None and codes is x and known.is_close(scale, stored.offset):  # it has been moved
+            floats = graph.add_node("Identity", [x], name=f"{node.name}_identity").outputs[0]
+            graph.set_type(floats, np.float32, graph.shape(result))
+            self._end(node, floats, half=stored.half)
             return
-        codes = self._coded.get(x.name, x)
         dtype = graph.dtype(codes)
         if dtype is None or dtype.name not in ("int4", "int8", "int16"):
             raise GraphError(f"{describe(node)} has other numbers than the AscendQuant that {x.name!r} comes from")

@@ -130,9 +130,11 @@ def test_codes_at_outputs_and_behind_moves() -> None:
         quant_node("x", "q", SCALE, 12), helper.make_node("MaxPool", ["q"], ["moved"], kernel_shape=[2, 2]),
         helper.make_node("AscendAntiQuant", ["moved"], ["y"], scale=SCALE, offset=12.0),
         helper.make_node("AscendAntiQuant", ["q"], ["z"], scale=0.5, offset=1.0),
+        helper.make_node("AscendAntiQuant", ["q"], ["f"], scale=SCALE, offset=12.0),
+        helper.make_node("Sigmoid", ["f"], ["sigmoid"]),
     ]  # fmt: skip
     int8 = TensorProto.INT8
-    model = deploy(nodes, {}, {"x": [1, 2, 5, 5]}, {"y": FLOAT, "q": int8, "moved": int8, "z": FLOAT})
+    model = deploy(nodes, {}, {"x": [1, 2, 5, 5]}, {"y": FLOAT, "q": int8, "moved": int8, "z": FLOAT, "sigmoid": FLOAT})
     check(model, {"x": reals(1, 2, 5, 5)})
 
 
