@@ -69,6 +69,8 @@ def _places(text: str) -> tuple[dict[Where, int], list[tuple[Where, int, int]]]:
             lines.setdefault(tuple(level[0] for level in stack), line)
             stack.append([0 if token == "[" else ""])
             key_next = token == "{"
+        elif token != ":":
+            lines.setdefault(tuple(level[0] for level in stack), line)
     return lines, twice
 
 
