@@ -77,6 +77,7 @@ class Converted:
     Attributes:
         deploy: The model with Ascend's operators.
         fake_quant: The same in standard operators, which runs here.
+        floats: The float model that the factors belong to.
         factors: The numbers by layer, as a record holds them.
         skipped: What was left in floats, and why: ``node: reason``.
         notes: What a user should know, a sentence each.
@@ -84,6 +85,7 @@ class Converted:
 
     deploy: Rewritten
     fake_quant: Rewritten
+    floats: Rewritten
     factors: Mapping[str, LayerFactors]
     skipped: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
@@ -151,6 +153,7 @@ def convert_qdq(model: ModelLike) -> Converted:
     return Converted(
         Rewritten(inserted.deploy, inserted.reports),
         Rewritten(inserted.fake_quant, inserted.reports),
+        Rewritten(graph, (report,)),
         dict(ctx.factors),
         tuple(f"{s.node}: {s.reason}" for s in report.skipped),
         (*graph.notes, *report.notes),
