@@ -162,7 +162,7 @@ def _entries(message: Message, root: Field, problems: list[Problem]) -> Iterator
 def _last_of_each_key(entries: Iterator[Entry], notes: list[str]) -> dict[str, Entry]:
     last: dict[str, Entry] = {}
     for entry in entries:
-        before = last.pop(entry.key, None)
+        before = last.get(entry.key)
         if before is not None:
             lines = f"in line {before.line} and in line {entry.line}"
             notes.append(f"layer {entry.key!r} is given twice, {lines}: the last one counts")

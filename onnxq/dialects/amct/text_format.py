@@ -78,19 +78,11 @@ class _Scanner:
             word, _ = self._take()
             if word in (";", ","):
                 continue
-            name = self._bracketed() if word == "[" else word
             if self._peek() == ":":
                 self._take()
-            yield from self._values(name)
+            yield from self._values(word)
         if self._peek():
             self._take()
-
-    def _bracketed(self) -> str:
-        """The name of an extension, after its bracket."""
-        parts = ["["]
-        while self._peek() and parts[-1] != "]":
-            parts.append(self._take()[0])
-        return "".join(parts)
 
     def _values(self, name: str) -> Iterator[Field]:
         if self._peek() != "[":
@@ -112,8 +104,6 @@ class _Scanner:
         if word in _OPEN:
             yield Field(name, line, tuple(self.fields(_OPEN[word])))
             return
-        if word == "-" and self._peek():
-            self._take()
         while word[0] in "\"'" and self._peek()[:1] in ('"', "'"):
             self._take()
         yield Field(name, line)

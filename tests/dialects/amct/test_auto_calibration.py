@@ -217,17 +217,41 @@ class TestRepair:
 
     def test_a_loss_that_counts_the_other_way(self):
         def metric_eval(original, new):
-            return original - new <= 0.5, new - original
+            return original - new <= 0.2, new - original
 
-        cost = {f"l{i}": 0.01 for i in range(8)} | {"l6": 3.0}
-        assert auto_calibrate(Synthetic(cost), metric_eval, Repair()).rolled_back == ("l6",)
+        cost = {f"l{i}": 0.01 for i in range(8)} | {"l2": 3.0, "l5": 2.0, "l7": 1.0}
+        usual, other = Synthetic(cost), Synthetic(cost)
+        auto_calibrate(usual, within(0.2), Repair())
+        auto_calibrate(other, metric_eval, Repair())
+        assert other.probed == usual.probed
 
     def test_a_loss_that_tells_nothing(self):
         def metric_eval(original, new):
             return original - new <= 0.5, 0.0
 
         cost = {f"l{i}": 0.01 for i in range(8)} | {"l6": 3.0}
-        assert auto_calibrate(Synthetic(cost), metric_eval, Repair()).rolled_back == ("l6",)
+        assert auto_calibrate(prober := Synthetic(cost), metric_eval, Repair()).rolled_back == ("l6",)
+        assert len(prober.probed) == 1 + 8
+
+    def test_out_of_nan_every_number_is_better(self):
+        def metric(settings):
+            fixes = settings.get("a", AS_CONFIGURED).fixes
+            return {frozenset({Fix.MAX_RANGE}): 98.0, frozenset({Fix.MAX_RANGE, Fix.BIAS_CORRECTION}): 99.9}.get(
+                fixes, math.nan
+            )
+
+        prober = Synthetic({"a": 1.0, "b": 0.0}, {"a": {Fix.MAX_RANGE: 0.1, Fix.BIAS_CORRECTION: 0.1}})
+        prober.metric = metric
+        result = auto_calibrate(prober, within(0.5), Repair())
+        assert result.fixed == {"a": frozenset({Fix.MAX_RANGE, Fix.BIAS_CORRECTION})}
+        assert len(prober.probed) == 3
+
+    def test_what_takes_long_is_tried_on_few_layers(self):
+        names = [f"l{i}" for i in range(6)]
+        prober = Synthetic(dict.fromkeys(names, 1.0), {name: {Fix.ADAROUND: 0.5} for name in names})
+        auto_calibrate(prober, within(1), Repair(focus=2))
+        rounded = [{name for name, choice in s.items() if Fix.ADAROUND in choice.fixes} for s in prober.probed]
+        assert set().union(*rounded) == {"l0", "l1"}
 
     def test_nan_is_never_good_enough_and_infinitely_bad(self):
         prober = Synthetic({"a": 1.0, "b": 0.0, "c": 0.0}, {"a": {Fix.HFMG: math.nan, Fix.MAX_RANGE: 0.1}})

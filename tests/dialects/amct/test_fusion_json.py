@@ -125,6 +125,9 @@ def test_a_sum_of_integers_under_the_name_of_a_float_tensor_is_not_it():
     assert [o["origin_name"] for o in outputs(found["m.dequant"])] == ["a"]
     assert origins(found["m.dequant"]) == ["m"]
     assert origins(found["a"]) == ["a"]
+    untold = deploy(text.format("int32", after))
+    untold.graph.ClearField("value_info")
+    assert "output_desc" not in ops(fusion_info(untold, first, name=""))["m"]
 
 
 def test_a_pad_of_codes_is_not_the_float_one():
@@ -163,6 +166,15 @@ def test_what_was_replaced_by_something_else_is_not_folded():
         "g (float[1,1,2,2] x) => (float[1,1,2,2] y) { [s] k = Sin (x) [c] y = Conv (k, W) }", W=normal(1, 1, 1, 1)
     )
     assert origins(ops(fusion_info(after, before, name=""))["c"]) == ["c"]
+
+
+def test_several_that_were_folded_are_told_in_their_order():
+    before = build(
+        "g (float[1,1,2,2] x) => (float[1,1,2,2] y) { [c] h = Conv (x, W) [m] k = Mul (h, two) [a] y = Add (one, k) }",
+        W=normal(1, 1, 1, 1), two=2.0, one=1.0,
+    )  # fmt: skip
+    after = build("g (float[1,1,2,2] x) => (float[1,1,2,2] y) { [c] y = Conv (x, W) }", W=normal(1, 1, 1, 1))
+    assert origins(ops(fusion_info(after, before, name=""))["c"]) == ["c", "m", "a"]
 
 
 def test_after_the_pass_that_folds():
