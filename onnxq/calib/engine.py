@@ -8,11 +8,12 @@ the batches the data came in can change a bit of the result.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from queue import SimpleQueue
 from typing import Any
 
@@ -23,7 +24,7 @@ from onnxq.algos import kernels
 from onnxq.calib.chunks import rechunk
 from onnxq.calib.feeds import Feed, InputInfo, batching, sample_count
 from onnxq.calib.points import StatisticPoint, StatKind
-from onnxq.calib.reductions import Extremes, Reductions
+from onnxq.calib.reductions import LARGE, THINNING, Extremes, Reductions
 from onnxq.errors import CalibrationError
 from onnxq.runtime import Session
 from onnxq.stats import BINS, MIN_EXPONENT, Histogram, TensorStats, exponent_for
@@ -32,12 +33,31 @@ BATCH_BYTES = 1 << 22
 """A batch grows until the tensors of interest take about this much: beyond, it no longer fits the caches."""
 LARGEST_BATCH = 32
 
-LARGE = 1 << 16
-"""Of tensors with so many values in a sample, the histogram counts some only; ranges are always exact."""
-THINNING = 4
-
 OnSamples = Callable[[int], None]
 """Is told the number of samples done so far."""
+
+
+@dataclass
+class _Counter:
+    """The histogram of one tensor on one worker."""
+
+    exponent: int = MIN_EXPONENT
+    counts: NDArray[np.int64] | None = None
+
+    def add(self, x: NDArray[np.float32], absmax: float, lanes: NDArray[np.uint32]) -> None:
+        """Count values, none of which is larger than `absmax`."""
+        needed = exponent_for(absmax)
+        if self.counts is None:
+            self.counts = np.zeros(BINS, np.int64)
+            self.exponent = needed
+        elif needed > self.exponent:
+            self.counts = Histogram(self.exponent, self.counts).grow(needed).counts.copy()
+            self.exponent = needed
+        kernels.count_into(x, self.counts, self.exponent, lanes=lanes)
+
+    def histogram(self) -> Histogram:
+        """What was counted."""
+        return Histogram.empty() if self.counts is None else Histogram(self.exponent, self.counts)
 
 
 @dataclass
@@ -48,8 +68,7 @@ class _Accumulator:
     low: float = math.inf
     high: float = -math.inf
     count: int = 0
-    exponent: int = MIN_EXPONENT
-    counts: NDArray[np.int64] | None = None
+    counter: _Counter = field(default_factory=_Counter)
     absmax: NDArray[np.float32] | None = None
 
     def add(self, x: NDArray[np.float32], lanes: NDArray[np.uint32]) -> bool:
@@ -68,31 +87,26 @@ class _Accumulator:
         self.low, self.high = min(self.low, low), max(self.high, high)
         self.count += x.size
         if StatKind.HISTOGRAM in self.point.kinds and x.size:
-            self._count(x, max(-low, high), lanes)
+            self.counter.add(_thinned(x), max(-low, high), lanes)
         return True
-
-    def _count(self, x: NDArray[np.float32], absmax: float, lanes: NDArray[np.uint32]) -> None:
-        needed = exponent_for(absmax)
-        if self.counts is None:
-            self.counts = np.zeros(BINS, np.int64)
-            self.exponent = needed
-        elif needed > self.exponent:
-            self.counts = Histogram(self.exponent, self.counts).grow(needed).counts.copy()
-            self.exponent = needed
-        kernels.count_into(_thinned(x), self.counts, self.exponent, lanes=lanes)
 
     def stats(self) -> TensorStats:
         """What was found."""
         histogram = None
         if StatKind.HISTOGRAM in self.point.kinds:
-            histogram = Histogram.empty() if self.counts is None else Histogram(self.exponent, self.counts)
+            histogram = self.counter.histogram()
         return TensorStats(self.low, self.high, self.count, histogram, self.absmax)
 
 
 def _thinned(x: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Every fourth value of each sample of a large tensor, all values of a small one."""
+    """Every so many-th value of each sample of a large tensor, all values of a small one."""
     sample = x.size // max(len(x), 1) if x.ndim else x.size
-    return x if sample < LARGE else np.ascontiguousarray(x.reshape(len(x), -1)[:, ::THINNING])
+    return x if sample < LARGE else np.ascontiguousarray(x.reshape(len(x), -1)[:, :: _step(x.shape[-1])])
+
+
+def _step(length: int) -> int:
+    """A step that meets every index of an axis of this length in turn: the last axis may be the channels."""
+    return next(step for step in itertools.count(THINNING) if math.gcd(step, length) == 1)
 
 
 def batch_for(sample_bytes: float) -> int:
@@ -121,9 +135,19 @@ class _Worker:
     extremes: Extremes
     lanes: NDArray[np.uint32] = field(default_factory=kernels.make_lanes)
 
+    counters: dict[str, _Counter] = field(default_factory=dict)
+
+    def count(self, rows: Mapping[str, NDArray[np.float32]]) -> None:
+        """Add rows of tensors to the histograms."""
+        for name, absmax in self.extremes.absmax().items():
+            self.counters.setdefault(name, _Counter()).add(np.ascontiguousarray(rows[name]), absmax, self.lanes)
+
     def stats(self) -> dict[str, TensorStats]:
         """What was found, by name of the tensor."""
-        return self.extremes.stats() | {name: a.stats() for name, a in self.accumulators.items()}
+        found = self.extremes.stats()
+        for name, counter in self.counters.items():
+            found[name] = replace(found[name], histogram=counter.histogram())
+        return found | {name: a.stats() for name, a in self.accumulators.items()}
 
 
 @dataclass(frozen=True, slots=True)
@@ -227,6 +251,8 @@ class Collector:
         found: dict[str, Any] = dict(zip(taps, self.session.run(taps, feed), strict=True)) if taps else {}
         rows = _rows(feed, self.inputs)
         bad = set(worker.extremes.add(found, rows))
+        if not bad:
+            worker.count({name: found[output] for name, output in self.reduced.rows.items()})
         sums: dict[str, tuple[NDArray[np.float64], int]] = {}
         for point in self.points:
             if point.tensor not in worker.accumulators:

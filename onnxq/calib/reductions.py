@@ -17,7 +17,15 @@ from onnxq.calib.points import StatisticPoint, StatKind
 from onnxq.stats import TensorStats
 
 _AXES_ARE_INPUTS = {"ReduceSum": 13, "ReduceMax": 18, "ReduceMin": 18}
+_STEPS = 10
+"""The first operator set whose Slice can leave rows out."""
 _PREFIX = "onnxq.extremes"
+_END = int(np.iinfo(np.int64).max)
+
+LARGE = 1 << 16
+"""Of tensors with so many values in a sample, the histogram counts some only; ranges are always exact."""
+THINNING = 4
+"""It counts every so many-th row or value."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +40,7 @@ class Reduction:
         rows: Length of axis 0; None where that is the number of samples run.
         counted: The graph counts the values: the other attributes do not tell how many there are. For
             this ONNX Runtime brings the whole tensor back from the layout of its convolutions.
+        sampled: Some rows of the tensor are given out, for its histogram: every `THINNING`-th along axis 2.
         nonnegative: The values come from a Relu or a Clip at 0: their smallest is taken to be 0, and the
             largest is found by a GlobalMaxPool, which runs in the layout convolutions have inside ONNX
             Runtime and so costs next to nothing. Such a clamp lets no NaN through that could be found here.
@@ -43,6 +52,7 @@ class Reduction:
     inner: int
     rows: int | None
     counted: bool
+    sampled: bool
     nonnegative: bool
 
     def nodes(self, prefix: str, opset: int) -> Iterator[onnx.NodeProto]:
@@ -51,6 +61,9 @@ class Reduction:
         All but the last have the shape (channels,).
         """
         tensor, axes = self.point.tensor, [0, *range(2, self.rank)]
+        if self.sampled:
+            numbers = [f"{_PREFIX}.{name}" for name in ("starts", "ends", "axis", "steps")]
+            yield onnx.helper.make_node("Slice", [tensor, *numbers], [f"{prefix}.rows"])
         if self.counted:
             yield onnx.helper.make_node("Size", [tensor], [f"{prefix}.size"])
         if self.nonnegative:
@@ -63,6 +76,10 @@ class Reduction:
     def count(self, rows: int) -> int:
         """Number of values in a run of so many samples, where it is not counted."""
         return (rows if self.rows is None else self.rows) * self.channels * self.inner
+
+
+def _constant(name: str, value: NDArray[np.int64]) -> onnx.NodeProto:
+    return onnx.helper.make_node("Constant", [], [f"{_PREFIX}.{name}"], value=onnx.numpy_helper.from_array(value))
 
 
 def _reduce(op: str, tensor: str, result: str, axes: Sequence[int], opset: int) -> onnx.NodeProto:
@@ -97,7 +114,13 @@ class Reductions:
         vectors = [f"{_PREFIX}.high"] if self.items else []
         if any(not item.nonnegative for item in self.items):
             vectors += [f"{_PREFIX}.low", f"{_PREFIX}.sum"]
-        return (*vectors, *(f"{_PREFIX}.{k}.size" for k, item in enumerate(self.items) if item.counted))
+        sizes = [f"{_PREFIX}.{k}.size" for k, item in enumerate(self.items) if item.counted]
+        return (*vectors, *sizes, *self.rows.values())
+
+    @property
+    def rows(self) -> Mapping[str, str]:
+        """The outputs that have rows for histograms, by name of the tensor."""
+        return {item.point.tensor: f"{_PREFIX}.{k}.rows" for k, item in enumerate(self.items) if item.sampled}
 
     def nodes(self, opset: int) -> Iterator[onnx.NodeProto]:
         """The nodes that compute the outputs.
@@ -107,8 +130,10 @@ class Reductions:
         """
         for rank in sorted({item.rank for item in self.items}):
             axes = np.array([0, *range(2, rank)])
-            value = onnx.numpy_helper.from_array(axes)
-            yield onnx.helper.make_node("Constant", [], [f"{_PREFIX}.axes{len(axes)}"], value=value)
+            yield _constant(f"axes{len(axes)}", axes)
+        if self.rows:
+            for name, number in (("starts", 0), ("ends", _END), ("axis", 2), ("steps", THINNING)):
+                yield _constant(name, np.array([number]))
         for number, item in enumerate(self.items):
             yield from item.nodes(f"{_PREFIX}.{number}", opset)
         for kind in ("high", "low", "sum"):
@@ -173,8 +198,18 @@ class Extremes:
         for number, item in enumerate(items):
             yield item, slice(highs[number], highs[number + 1]), slice(lows[number], lows[number + 1])
 
+    def absmax(self) -> dict[str, float]:
+        """The largest magnitude so far of the tensors whose rows are given out."""
+        return {
+            item.point.tensor: max(
+                float(self.highs[high].max()), 0.0 if item.nonnegative else -float(self.lows[low].min())
+            )
+            for item, high, low in self._slices()
+            if item.sampled
+        }
+
     def stats(self) -> dict[str, TensorStats]:
-        """What was found, by name of the tensor."""
+        """What was found, by name of the tensor; histograms are the caller's."""
         found: dict[str, TensorStats] = {}
         for (item, high, low), count in zip(self._slices(), self.counts, strict=True):
             if not count:
@@ -196,6 +231,8 @@ def reductions_for(
     shapes: Mapping[str, Sequence[Dim] | None],
     inputs: Sequence[InputInfo],
     nonnegative: Collection[str] = (),
+    *,
+    opset: int = _STEPS,
 ) -> Reductions:
     """The points that need extremes only, and can be reduced in the graph.
 
@@ -204,13 +241,17 @@ def reductions_for(
         shapes: Shape of each tensor, None where not even the rank is known; tensors of rank below 3 are small anyway.
         inputs: The model's inputs.
         nonnegative: Names of the tensors that come from a Relu or a Clip at 0.
+        opset: The model's operator set.
     """
     rule = batching(inputs)
     batch = {i.shape[0] for i in inputs if i.name in rule.carried and i.shape} - {None}
     items: list[Reduction] = []
     for point in points:
         shape = shapes.get(point.tensor)
-        if shape is None or len(shape) < 3 or (StatKind.HISTOGRAM | StatKind.CHANNEL_SUM) & point.kinds:
+        if shape is None or len(shape) < 3 or StatKind.CHANNEL_SUM in point.kinds:
+            continue
+        sampled = StatKind.HISTOGRAM in point.kinds
+        if sampled and (opset < _STEPS or not _has_many_rows(shape)):
             continue
         if (StatKind.CHANNEL_ABSMAX in point.kinds and point.axis != 1) or not isinstance(shape[1], int):
             continue
@@ -218,5 +259,11 @@ def reductions_for(
         inner = math.prod(lengths) if len(lengths) == len(shape) - 2 else 0
         rows = shape[0] if isinstance(shape[0], int) else None
         counted = not inner or (rows is None and (shape[0] is None or shape[0] not in batch))
-        items.append(Reduction(point, len(shape), shape[1], inner, rows, counted, point.tensor in nonnegative))
+        items.append(Reduction(point, len(shape), shape[1], inner, rows, counted, sampled, point.tensor in nonnegative))
     return Reductions(tuple(items))
+
+
+def _has_many_rows(shape: Sequence[Dim]) -> bool:
+    """Whether some of the rows along axis 2 tell enough, whatever the order of the axes; all channels are in them."""
+    sizes = [size for size in shape[1:] if isinstance(size, int)]
+    return len(shape) == 4 and len(sizes) == 3 and math.prod(sizes) >= LARGE and sizes[1] >= 2 * THINNING

@@ -24,6 +24,7 @@ from onnxq.cli.options import (
     Scale,
     Skip,
     Std,
+    Target,
     TargetName,
     Threads,
     Verbose,
@@ -93,6 +94,7 @@ def quantize(
     For example: onnxq quantize model.onnx -o model.int8.onnx --data calibration.npz
     """
     from onnxq.cli import tables
+    from onnxq.dialects.amct.deployment import DeployedFiles, write_companions
     from onnxq.report.job import Job, run_job
 
     terminal = Terminal(as_json=as_json, verbose=verbose)
@@ -112,10 +114,15 @@ def quantize(
     ).wanted(model)
     recipe = wanted.recipe
     job = Job(model, output, data, recipe, report, external_data, threads)
+    files = DeployedFiles.beside(output)
+    if recipe.target == Target.ASCEND.value:
+        also = {f"{path} beside it": path for path in (files.fake_quant, files.fusion, files.record)}
+        check_outputs({"-o": output, **also}, {"MODEL": model, "--data": data, "--config": config})
     with terminal.messages(), terminal.progress() as progress:
         done = run_job(job, progress=progress)
+        beside = (files.fake_quant, *write_companions(done.result, output)) if done.result.twin is not None else ()
     terminal.notes(wanted.notes)
     terminal.notes(done.result.notes, warning=recipe.calibration.random or not done.result.changed)
-    terminal.show(*tables.job(done, verbose=verbose))
-    terminal.document(done.to_dict())
+    terminal.show(*tables.job(done, beside, verbose=verbose))
+    terminal.document({**done.to_dict(), "beside": [str(path) for path in beside]})
     return 0

@@ -13,6 +13,8 @@ from rich.table import Table
 from rich.text import Text
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from onnxq.dialects.amct.job import AmctJob
     from onnxq.plan import Decision
     from onnxq.report.compare import Comparison
@@ -109,12 +111,13 @@ def nodes(decisions: Sequence[Decision], *, title: str | None = None) -> Table:
     return table
 
 
-def job(done: Done, *, verbose: bool = False) -> list[RenderableType]:
-    """What became of ``onnxq quantize``."""
+def job(done: Done, beside: Sequence[Path] = (), *, verbose: bool = False) -> list[RenderableType]:
+    """What became of ``onnxq quantize``, and what else it wrote."""
     result = done.result
     samples = f"{result.samples} samples" if result.samples else "no samples needed"
     rows = [
         ("written", str(done.job.output)),
+        *(("", str(path)) for path in beside),
         ("size", f"{size(done.bytes_before)} -> {size(done.bytes_after)} (x{done.ratio:.2f})"),
         ("time", f"{done.seconds:.1f} s, {samples}"),
     ]

@@ -48,7 +48,7 @@ def measure(
     fed = {i.name for i in inputs}
     inner = [p for p in points if p.tensor not in fed]
     shapes = {p.tensor: graph.shape(graph.tensor(p.tensor)) for p in inner}
-    reduced = reductions_for(inner, shapes, inputs, nonnegative)
+    reduced = reductions_for(inner, shapes, inputs, nonnegative, opset=graph.opset)
     taps = [*(p.tensor for p in inner if p.tensor not in reduced.tensors), *reduced.outputs]
     extra = list(reduced.nodes(graph.opset))
     session = make_session(graph, threads=1, outputs=taps or None, extra=extra)

@@ -162,7 +162,7 @@ def save_model(modified_onnx_file: PathLike, record_file: PathLike, save_path: P
     record = read_record(record_file)
     recipe = {"target": "ascend", "fp16_scales": bool(record.fp16)}
     inserted = stages.insert(modified_onnx_file, record.layers, recipe=recipe)
-    write_models(inserted.deploy, inserted.fake_quant, _skeleton(modified_onnx_file), files)
+    write_models(inserted.deploy, inserted.fake_quant, skeleton_of(modified_onnx_file), files)
 
 
 def accuracy_based_auto_calibration(
@@ -206,13 +206,14 @@ def accuracy_based_auto_calibration(
         if found.trial is not None:
             chosen = prober.chosen(found.trial.settings)
             inserted = stages.insert(chosen.graph, chosen.factors, recipe=chosen.recipe)
-            write_models(inserted.deploy, inserted.fake_quant, _skeleton(model_file), files)
+            write_models(inserted.deploy, inserted.fake_quant, skeleton_of(model_file), files)
             write_record(record_of(chosen.factors, fp16=job.recipe.fp16_scales), record_file)
     write_files(found, json.loads(format_json(job.to_json())), save_dir)
     return found
 
 
-def _skeleton(model_file: PathLike) -> onnx.ModelProto:
+def skeleton_of(model_file: PathLike) -> onnx.ModelProto:
+    """A model without its big weights."""
     return load_model(model_file).skeleton()
 
 

@@ -91,13 +91,12 @@ def write_models(
     return files.deploy, files.fake_quant, files.fusion
 
 
-def write_companions(result: Result, deploy: str | os.PathLike[str], original: onnx.ModelProto) -> tuple[Path, ...]:
+def write_companions(result: Result, deploy: str | os.PathLike[str]) -> tuple[Path, ...]:
     """Write the fusion file and the record of a result whose models are saved already.
 
     Args:
         result: What `onnxq.quantize` gave for Ascend.
         deploy: Where its model was saved.
-        original: The float model; weights are not looked at.
 
     Returns:
         The files.
@@ -106,6 +105,7 @@ def write_companions(result: Result, deploy: str | os.PathLike[str], original: o
         OnnxqError: If one cannot be written.
     """
     files = DeployedFiles.beside(deploy)
+    original = (result.original or result.graph).skeleton()
     write_fusion_json(fusion_info(result.graph.skeleton(), original, name=files.name), files.fusion)
     write_record(record_of(result.factors, fp16=result.recipe.fp16_scales), files.record)
     return files.fusion, files.record
