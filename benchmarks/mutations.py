@@ -230,6 +230,91 @@ MUTATIONS = (
         ),
         ("tests/calib/test_segments.py",),
     ),
+    Mutation(
+        "DMQ: a channel without weights gets the largest activation",
+        (Edit("onnxq/algos/balance.py", "act[no_weight] / act_outlier", "act[no_weight] / act.max()"),),
+        ("tests/algos/test_balance.py",),
+    ),
+    Mutation(
+        "DMQ: the strength is the weight's",
+        (
+            Edit(
+                "onnxq/algos/balance.py",
+                "act[both] ** strength / weight[both] ** (1 - strength)",
+                "act[both] ** (1 - strength) / weight[both] ** strength",
+            ),
+        ),
+        ("tests/algos/test_balance.py",),
+    ),
+    Mutation(
+        "DMQ: each layer of a shared tensor has a factor of its own",
+        (
+            Edit(
+                "onnxq/passes/balance_dmq.py",
+                "input_absmax(self._graph, layer.linear) for layer in group]",
+                "input_absmax(self._graph, layer.linear) for layer in group[:1]]",
+            ),
+        ),
+        ("tests/passes/test_balance_dmq.py",),
+    ),
+    Mutation(
+        "DMQ: other readers of the tensor are overlooked",
+        (Edit("onnxq/passes/balance_dmq.py", "    if others:", "    if others and not names:"),),
+        ("tests/passes/test_balance_dmq.py",),
+    ),
+    Mutation(
+        "DMQ: what is shared on the way is divided",
+        (Edit("onnxq/passes/_fold.py", "return why_shared(self.graph, tensor) or self.divide", "return self.divide"),),
+        ("tests/passes/test_balance_dmq.py",),
+    ),
+    Mutation(
+        "DMQ: a fold that fails leaves its changes behind",
+        (
+            Edit(
+                "onnxq/passes/_fold.py",
+                "del self.fold.edits[edits:], self.fold.tensors[tensors:]",
+                "del edits, tensors",
+            ),
+        ),
+        ("tests/passes/test_balance_dmq.py",),
+    ),
+    Mutation(
+        "DMQ: weights in front are changed although a record carries their numbers",
+        (Edit("onnxq/passes/balance_dmq.py", 'if ctx.target.insertion == "qdq":', "if ctx.target:"),),
+        ("tests/passes/test_balance_dmq.py",),
+    ),
+    Mutation(
+        "NUQ: the border between two codes is a whole number",
+        (
+            Edit(
+                "onnxq/algos/weight/nuq.py",
+                "np.broadcast_to(left + right + 1,",
+                "np.broadcast_to((left + right) // 2 * 2 + 1,",
+            ),
+        ),
+        ("tests/algos/test_nuq.py",),
+    ),
+    Mutation(
+        "NUQ: all channels count alike",
+        (Edit("onnxq/algos/weight/nuq.py", "np.square(scale.astype(np.float64))", "np.ones_like(scale, np.float64)"),),
+        ("tests/algos/test_nuq.py",),
+    ),
+    Mutation(
+        "IFMR: a symmetric end is wider by rounding",
+        (Edit("onnxq/algos/activation/ifmr.py", "* (half - 1) if below else reach", "* (half - 1)"),),
+        ("tests/algos/test_amct_references.py",),
+    ),
+    Mutation(
+        "HFMG: of equal sides the left one shrinks",
+        (
+            Edit(
+                "onnxq/algos/activation/_kernels.py",
+                "if next_left - left > right - next_right:",
+                "if next_left - left >= right - next_right:",
+            ),
+        ),
+        ("tests/algos/test_amct_references.py", "tests/algos/activation/test_hfmg.py"),
+    ),
 )
 
 

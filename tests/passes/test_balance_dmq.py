@@ -147,6 +147,10 @@ FOLDABLE: dict[str, tuple[str, dict[str, Any]]] = {
         f"{IMAGE} {{ a = Conv(x, V) b = Conv(x, U) s = Sigmoid(b) r = Mul(s, a) {CONV} }}",
         {"V": rows(6, 3, 1, 1), "U": normal(6, 3, 1, 1)},
     ),
+    "a gate whose left branch fails late": (
+        f"""{IMAGE} {{ a = Conv(x, V) b = Conv(x, U) s = Sigmoid(b) t = Add(beta, s) r = Mul(t, a) {CONV} }}""",
+        {"V": rows(6, 3, 1, 1), "U": normal(6, 3, 1, 1), "beta": BETA.reshape(6, 1, 1)},
+    ),
     "Gemm, Relu": (
         """g (float[N,3] x) => (float[N,4] y) { c = Gemm<transB=1, alpha=0.5, beta=2.0>(x, V, B) r = Relu(c)
             [layer] y = Gemm<transB=1>(r, W) }""",
