@@ -6,9 +6,10 @@ from collections.abc import Iterable
 
 import numpy as np
 
+from onnxq.algos.ascend_words import quant_scale
 from onnxq.graph import GraphModel, Node
 from onnxq.passes._ascend_layers import AscendLayer, Entry
-from onnxq.passes._linear import optional_input
+from onnxq.passes._clamps import clamp_limits
 from onnxq.spec import code_bounds
 
 
@@ -16,7 +17,7 @@ def relax_clips(graph: GraphModel, layers: Iterable[AscendLayer]) -> int:
     """Make a Relu of each Clip(0, limit) behind a layer where all that reads it saturates below the limit.
 
     Ascend's compiler makes one operation of dequantization, Relu and quantization, and not of those with a Clip.
-    The function stays the same, bit by bit: ``limit / scale_d > highest code - offset_d``.
+    The function stays the same, bit by bit: the limit itself has the highest code.
 
     Returns:
         How many there were.
@@ -37,23 +38,15 @@ def relax_clips(graph: GraphModel, layers: Iterable[AscendLayer]) -> int:
 
 
 def _is_implied(graph: GraphModel, node: Node, entries: dict[tuple[int, int], Entry]) -> bool:
-    result = node.outputs[0]
-    low, high = _bound(graph, node, 1, "min"), _bound(graph, node, 2, "max")
-    if low != 0.0 or high is None or graph.is_output(result) or graph.read_by_subgraph(result):
+    result, limits = node.outputs[0], clamp_limits(graph, node)
+    if limits is None or limits[0] != 0.0 or graph.is_output(result) or graph.read_by_subgraph(result):
         return False
     readers = [entries.get((id(use.node), use.index)) for use in graph.consumers(result)]
-    return bool(readers) and all(entry is not None and _top(entry) < high for entry in readers)
+    return bool(readers) and all(entry is not None and _saturates(entry, limits[1]) for entry in readers)
 
 
-def _top(entry: Entry) -> float:
-    """The largest real that has a code."""
+def _saturates(entry: Entry, limit: float) -> bool:
+    """Whether a number gets the highest code, and so all larger ones do."""
     factors = entry.factors
-    return (code_bounds(factors.act_bits, signed=True)[1] - factors.offset_d) * float(factors.scale_d)
-
-
-def _bound(graph: GraphModel, node: Node, index: int, attribute: str) -> float | None:
-    tensor = optional_input(node, index)
-    if tensor is None:
-        found = node.attrs.get(attribute)
-        return None if found is None else float(found)
-    return float(np.asarray(graph.value(tensor)).reshape(-1)[0]) if graph.is_constant(tensor) else None
+    code = np.rint(np.float32(limit) * quant_scale(factors.scale_d)) + factors.offset_d
+    return bool(code >= code_bounds(factors.act_bits, signed=True)[1])

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 from onnxq.graph import GraphModel, Node
+from onnxq.passes._clamps import clamp_limits
 from onnxq.passes._linear import why_shared
 from onnxq.plan import ActivationPlan, Plan, WeightPlan
 from onnxq.spec import PerAxis
@@ -20,36 +22,41 @@ class Link:
         producer: The convolution in front.
         clamp: The Relu or Clip between, or None.
         consumer: The depthwise convolution.
+        limit: No value of the tensor is larger.
     """
 
     activation: ActivationPlan
     producer: Node
     clamp: Node | None
     consumer: Node
+    limit: float = math.inf
 
 
 def links(graph: GraphModel, plan: Plan) -> Iterator[Link]:
     """Find them.
 
     Both convolutions have a scale for each channel, so factors on the channels change nothing in the
-    precision of their weights.
+    precision of their weights. A clamp between them keeps what it cuts off below zero; it need not be one that
+    saturation replaces.
     """
     weights = {w.node: w for w in plan.weights}
     for activation in plan.activations.values():
-        if not activation.everywhere or activation.group != activation.tensor or len(activation.readers) != 1:
+        if activation.group != activation.tensor or len(activation.readers) != 1:
             continue
         tensor = graph.tensor(activation.tensor)
         consumer = graph.node(activation.readers[0][0])
         if why_shared(graph, tensor) or not _is_depthwise(graph, consumer) or not _per_channel(weights, consumer):
             continue
         producer = graph.producer(tensor)
-        clamp = producer if producer is not None and producer.name in plan.absorbed else None
-        if clamp is not None:
-            if clamp.op == "Clip" and activation.bounds[0] != 0:
+        limits = None if producer is None else clamp_limits(graph, producer)
+        if limits is not None:
+            clamp, producer = producer, graph.producer(producer.inputs[0])
+            if limits[0] != 0 or why_shared(graph, clamp.inputs[0]):
                 continue
-            producer = graph.producer(clamp.inputs[0])
+        else:
+            clamp, limits = None, (-math.inf, math.inf)
         if producer is not None and producer.op == "Conv" and _per_channel(weights, producer):
-            yield Link(activation, producer, clamp, consumer)
+            yield Link(activation, producer, clamp, consumer, min(limits[1], activation.bounds[1]))
 
 
 def _is_depthwise(graph: GraphModel, node: Node) -> bool:

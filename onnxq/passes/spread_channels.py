@@ -88,7 +88,7 @@ def _spread(graph: GraphModel, link: Link, stats: TensorStats, *, headroom: floa
             return layer
     assert isinstance(first, Linear) and isinstance(second, Linear)  # noqa: S101, PT018 - for the type checker
     largest = np.asarray(stats.channel_absmax, np.float64)
-    bound = link.activation.bounds[1]
+    bound = link.limit
     top = bound if math.isfinite(bound) else float(largest.max(initial=0.0))
     factors = _factors(np.minimum(largest * headroom, top), top)
     write_weight(graph, first, first.layout.scaled(graph.value(first.weight), outputs=factors), _SUFFIX)

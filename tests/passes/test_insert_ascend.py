@@ -256,7 +256,7 @@ def clipped(top: float, text: str = CLIPPED, *, opset: int = 17) -> Written:
 
 
 @pytest.mark.parametrize("opset", [9, 17])
-@pytest.mark.parametrize(("top", "op"), [(5.9, "Relu"), (6.1, "Clip")])
+@pytest.mark.parametrize(("top", "op"), [(5.9, "Relu"), (6.005, "Relu"), (6.1, "Clip")])
 def test_a_clip_that_codes_imply_becomes_a_relu(top: float, op: str, opset: int) -> None:
     text = CLIPPED.replace("Clip(p, zero, six)", "Clip<min=0.0, max=6.0>(p)") if opset < 11 else CLIPPED
     found = clipped(top, text, opset=opset)

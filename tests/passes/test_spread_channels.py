@@ -68,6 +68,25 @@ def test_without_an_upper_limit_the_function_stays_for_all_data(clamp: str, bias
         assert deviation(run(model, {"x": data}), run(graph, {"x": data})) < 1e-5
 
 
+@pytest.mark.parametrize("target", ["tensorrt", "ascend"])
+@pytest.mark.parametrize("clamp", CLAMPS)
+def test_where_layers_give_floats_the_clamp_stays_and_channels_are_spread_all_the_same(target: str, clamp: str) -> None:
+    model, x = mobile(clamp), normal(16, 3, 6, 6) * 3
+    graph, ctx, report = spread(model, x, {"target": target})
+    assert report.changed == 1
+    assert deviation(run(model, {"x": x}), run(graph, {"x": x})) < 1e-5
+    stats = ctx.stats["a" if clamp == "none" else "r"]
+    assert stats.low == (0 if clamp != "none" else -stats.high)
+    if clamp == "relu6":
+        assert stats.high == 6.0
+    assert len(graph.nodes("Relu", "Clip")) == (clamp != "none")
+
+
+def test_a_float_clamp_that_others_read_ends_it() -> None:
+    model = mobile("relu", outputs=", float[N,6,6,6] a")
+    assert spread(model, normal(4, 3, 6, 6), {"target": "ascend"})[2].changed == 0
+
+
 def test_behind_a_clip_the_function_stays_on_the_calibration_data() -> None:
     model, x = mobile("relu6"), normal(16, 3, 6, 6) * 3
     graph, ctx, report = spread(model, x)
