@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +12,7 @@ import numpy as np
 from google.protobuf.message import Message  # type: ignore[import-untyped] # no stubs in the dev extra
 
 from onnxq.dialects.amct.problems import Problem
+from onnxq.dialects.amct.text_format import Field
 from onnxq.errors import nearest
 from onnxq.spec import code_bounds
 
@@ -35,24 +36,37 @@ class Entry:
     """One layer of a record file.
 
     Attributes:
-        key: The layer.
-        line: Where the entry begins.
-        value: The SingleLayerRecord message.
-        has_value: Whether the file has one.
-        lines: The lines of its fields by name, one per number.
-        record: The MapFiledEntry message as a whole.
+        record: The MapFiledEntry message.
+        place: Where it is in the file. It is looked for only when there is something to tell.
     """
 
-    key: str
-    line: int
-    value: Message
-    has_value: bool
-    lines: Mapping[str, Sequence[int]]
     record: Message
+    place: Callable[[], Field]
+
+    @property
+    def key(self) -> str:
+        """The layer."""
+        return str(self.record.key)
+
+    @property
+    def value(self) -> Message:
+        """The SingleLayerRecord message."""
+        return self.record.value
+
+    @property
+    def has_value(self) -> bool:
+        """Whether the file has one."""
+        return bool(self.record.HasField("value"))
+
+    @property
+    def line(self) -> int:
+        """Where the entry begins."""
+        return self.place().line
 
     def problem(self, name: str, index: int, text: str) -> Problem:
         """A problem of the field `name`."""
-        lines = self.lines.get(name, ())
+        inner = next((field for field in self.place().fields if field.name == "value"), self.place())
+        lines = inner.lines().get(name, ())
         return Problem(lines[index] if index < len(lines) else self.line, f"layer {self.key!r}: {text}")
 
 

@@ -17,6 +17,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property, partial
 from pathlib import Path
 from types import MappingProxyType
 
@@ -107,14 +108,10 @@ def parse_record(text: str, *, source: str = "") -> Record:
     Raises:
         RecordError: If it is no record, or a number in it is not allowed.
     """
-    message = _parsed(text, source)
-    root = scan(text)
-    notes = [
-        f"line {line}: {name} is not a field of a record and was ignored"
-        for name, line in unknown_fields(root, ScaleOffsetRecord.DESCRIPTOR)
-    ]
+    places = _Places(text)
+    message, notes = _parsed(text, source, places)
     problems: list[Problem] = []
-    last = _last_of_each_key(_entries(message, root, problems), notes)
+    last = _last_of_each_key(_entries(message, places, problems), notes)
     for entry in last.values():
         if entry.has_value:
             problems += check_entry(entry)
@@ -123,11 +120,36 @@ def parse_record(text: str, *, source: str = "") -> Record:
     return _record(message, last, notes, source)
 
 
-def _parsed(text: str, source: str) -> Message:
+class _Places:
+    """Where things are in a file; it is looked through once, and only if something is to be told about it."""
+
+    def __init__(self, text: str) -> None:
+        self._text = text
+
+    @cached_property
+    def root(self) -> Field:
+        """The file as a whole."""
+        return scan(self._text)
+
+    @cached_property
+    def entries(self) -> tuple[Field, ...]:
+        """The entries in the order of the file."""
+        return tuple(field for field in self.root.fields if field.name == "record")
+
+
+def _parsed(text: str, source: str, places: _Places) -> tuple[Message, list[str]]:
+    """The message, and notes about fields it does not have."""
     message = ScaleOffsetRecord()
+    notes: list[str] = []
     where = f"{source}: " if source else ""
     try:
-        text_format.Parse(text, message, allow_unknown_field=True)
+        try:
+            text_format.Parse(text, message)
+        except text_format.ParseError:
+            message.Clear()
+            text_format.Parse(text, message, allow_unknown_field=True)
+            unknown = unknown_fields(places.root, ScaleOffsetRecord.DESCRIPTOR)
+            notes += [f"line {line}: {name} is not a field of a record and was ignored" for name, line in unknown]
     except text_format.ParseError as err:
         raise RecordError(f"{where}not a record: {_place(err)}") from err
     except (RecursionError, ValueError) as err:
@@ -135,7 +157,7 @@ def _parsed(text: str, source: str) -> Message:
     if not message.IsInitialized():
         missing = ", ".join(message.FindInitializationErrors())
         raise RecordError(f"{where}a field that is required is missing: {missing}")
-    return message
+    return message, notes
 
 
 def _place(err: text_format.ParseError) -> str:
@@ -146,17 +168,20 @@ def _place(err: text_format.ParseError) -> str:
     return f"line {line}: {text.partition(' : ')[2] or text}"
 
 
-def _entries(message: Message, root: Field, problems: list[Problem]) -> Iterator[Entry]:
+def _entries(message: Message, places: _Places, problems: list[Problem]) -> Iterator[Entry]:
     """The entries that can be checked; those without a key are problems."""
-    places = [found for found in root.fields if found.name == "record"]
-    for record, place in zip(message.record, places, strict=True):
+    for index, record in enumerate(message.record):
+        entry = Entry(record, partial(_entry_at, places, index))
         if not record.key:
-            problems.append(Problem(place.line, 'a record has no key; write key: "<the layer\'s name>"'))
+            problems.append(Problem(entry.line, 'a record has no key; write key: "<the layer\'s name>"'))
         elif not (record.HasField("value") or record.HasField("kv_cache_value")):
-            problems.append(Problem(place.line, f"layer {record.key!r} has no value"))
+            problems.append(Problem(entry.line, f"layer {record.key!r} has no value"))
         else:
-            inner = next((f for f in place.fields if f.name == "value"), place)
-            yield Entry(record.key, place.line, record.value, record.HasField("value"), inner.lines(), record)
+            yield entry
+
+
+def _entry_at(places: _Places, index: int) -> Field:
+    return places.entries[index]
 
 
 def _last_of_each_key(entries: Iterator[Entry], notes: list[str]) -> dict[str, Entry]:
@@ -171,15 +196,17 @@ def _last_of_each_key(entries: Iterator[Entry], notes: list[str]) -> dict[str, E
 
 
 def _notes_about(entry: Entry) -> Iterator[str]:
-    where = f"line {entry.line}: layer {entry.key!r}"
+    told: list[str] = []
     if any(entry.value.shift_bit):
-        yield f"{where}: shift_bit is for hardware that sums in 16 bits; it is kept and not used"
+        told.append("shift_bit is for hardware that sums in 16 bits; it is kept and not used")
     if entry.value.HasField("scale_h") or len(entry.value.scale_r):
-        yield f"{where}: the factors of an RNN's state and recurrent weight are kept and not used"
+        told.append("the factors of an RNN's state and recurrent weight are kept and not used")
     explicit = [name for name in ("act_type", "wts_type") if entry.value.HasField(name)]
     differing = [n for n in explicit if getattr(entry.value, n) != entry.value.dst_type]
     if entry.value.HasField("dst_type") and differing:
-        yield f"{where}: dst_type is {entry.value.dst_type}, but {' and '.join(differing)} says otherwise and counts"
+        told.append(f"dst_type is {entry.value.dst_type}, but {' and '.join(differing)} says otherwise and counts")
+    for text in told:
+        yield f"line {entry.line}: layer {entry.key!r}: {text}"
 
 
 def _refuse(source: str, problems: list[Problem]) -> None:
