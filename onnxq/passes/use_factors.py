@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
@@ -34,7 +34,7 @@ class UseFactors(Pass):
         factors: By layer: the name of a node, or ``node:index`` for an input of a node without a weight.
     """
 
-    factors: Mapping[str, LayerFactors] = field(default_factory=dict)
+    factors: Mapping[str, LayerFactors]
 
     requires: ClassVar[frozenset[Fact]] = frozenset({Fact.NAMED, Fact.CONSTANTS_LIFTED, Fact.SHAPES})
     provides: ClassVar[frozenset[Fact]] = frozenset({Fact.FACTORS})
