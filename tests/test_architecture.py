@@ -62,7 +62,7 @@ LAYERS: dict[str, set[str]] = {
     "stages": CORE | {"passes", "pipeline", "instruments", "result"},
     "live": CORE | {"pipeline"},
     "ascend": CORE | {"passes", "pipeline", "instruments", "stages", "ascend"},
-    "report": CORE | {"passes._base", "pipeline", "instruments", "report"},
+    "report": CORE | {"passes._base", "pipeline", "instruments", "ascend", "report"},
     "tune": CORE | {"passes", "pipeline", "stages", "instruments", "report", "tune"},
     "qat": CORE | {"passes", "pipeline", "instruments", "report", "qat"},
     "zoo": CORE | {"pipeline", "instruments", "report", "tune", "zoo"},

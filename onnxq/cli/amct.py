@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -13,6 +14,7 @@ from onnxq.errors import DataError
 
 if TYPE_CHECKING:
     from onnxq.dialects.amct.api import AutoCalibrationEvaluatorBase
+    from onnxq.dialects.amct.convert import Conversion
 
 app = typer.Typer(help="AMCT's commands for Huawei Ascend: configure, calibrate, deploy, convert, simulate.")
 
@@ -165,15 +167,14 @@ def convert(
     model: Model,
     save_path: SavePath,
     record: Annotated[
-        Path | None, typer.Option(help="Also write the record.", metavar="FILE", show_default=False)
+        Path | None, typer.Option(help="Also write the record here.", metavar="FILE", show_default=False)
     ] = None,
     as_json: Json = False,
 ) -> int:
     """Turn a Q/DQ model, as training tools export it, into a deploy model and its twin."""
-    from onnxq.dialects.amct import api
+    from onnxq.dialects.amct import convert as conversion
 
-    _written(Terminal(as_json=as_json), api.convert_qat_model(model, save_path, record))
-    return 0
+    return _converted(Terminal(as_json=as_json), conversion.convert_qat_model(model, save_path, record))
 
 
 @app.command()
@@ -181,9 +182,7 @@ def simulate(deploy: Deploy, output: Output, as_json: Json = False) -> int:
     """Rewrite a deploy model into integer operators that ONNX Runtime executes exactly."""
     from onnxq.dialects.amct import convert as conversion
 
-    conversion.simulate(deploy, output)
-    _written(Terminal(as_json=as_json), [output])
-    return 0
+    return _converted(Terminal(as_json=as_json), conversion.simulate(deploy, output))
 
 
 @app.command("to-qdq")
@@ -191,13 +190,17 @@ def to_qdq(deploy: Deploy, output: Output, as_json: Json = False) -> int:
     """Rewrite a deploy model with QuantizeLinear and DequantizeLinear, for other targets."""
     from onnxq.dialects.amct import convert as conversion
 
-    conversion.deploy_to_qdq(deploy, output)
-    _written(Terminal(as_json=as_json), [output])
+    return _converted(Terminal(as_json=as_json), conversion.deploy_to_qdq(deploy, output))
+
+
+def _converted(terminal: Terminal, done: Conversion) -> int:
+    terminal.notes(done.notes)
+    _written(terminal, done.files)
     return 0
 
 
-def _written(terminal: Terminal, files: object, facts: dict[str, object] | None = None) -> None:
-    paths = [str(path) for path in files] if isinstance(files, (list, tuple)) else []
+def _written(terminal: Terminal, files: Iterable[Path], facts: Mapping[str, object] | None = None) -> None:
+    paths = [str(path) for path in files]
     for key, value in (facts or {}).items():
         terminal.show(f"{key}: {value}")
     terminal.show(*(f"written {path}" for path in paths))

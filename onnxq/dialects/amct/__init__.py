@@ -1,1 +1,57 @@
-"""AMCT, Huawei Ascend's model compression toolkit: its configuration, its files and its calls."""
+"""AMCT, Huawei Ascend's model compression toolkit: its configuration, its files and its calls.
+
+    import onnxq.dialects.amct as amct
+
+    amct.create_quant_config("config.json", "model.onnx")
+
+Names are imported when they are first used.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from onnxq.dialects.amct.api import (
+        AmctJob,
+        AutoCalibrationEvaluatorBase,
+        ModelEvaluator,
+        accuracy_based_auto_calibration,
+        convert_qat_model,
+        create_quant_config,
+        load_config,
+        quantize_model,
+        quantize_preprocess,
+        save_model,
+    )
+    from onnxq.dialects.amct.record import Record, read_record, write_record
+
+__all__ = [
+    "AmctJob",
+    "AutoCalibrationEvaluatorBase",
+    "ModelEvaluator",
+    "Record",
+    "accuracy_based_auto_calibration",
+    "convert_qat_model",
+    "create_quant_config",
+    "load_config",
+    "quantize_model",
+    "quantize_preprocess",
+    "read_record",
+    "save_model",
+    "write_record",
+]
+
+_RECORD = frozenset({"Record", "read_record", "write_record"})
+
+
+def __getattr__(name: str) -> object:
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    module = importlib.import_module(f"{__name__}.{'record' if name in _RECORD else 'api'}")
+    return getattr(module, name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

@@ -35,6 +35,7 @@ from onnxq.dialects.amct.auto_calibration import (
     write_files,
 )
 from onnxq.dialects.amct.config import AmctConfig, Mention, read_config
+from onnxq.dialects.amct.convert import convert_qat_model
 from onnxq.dialects.amct.deployment import DeployedFiles, record_of, write_models
 from onnxq.dialects.amct.job import AmctJob, load_config
 from onnxq.dialects.amct.json_config import JsonConfig, format_json
@@ -222,6 +223,7 @@ __all__ = [
     "AutoCalibrationEvaluatorBase",
     "ModelEvaluator",
     "accuracy_based_auto_calibration",
+    "convert_qat_model",
     "create_quant_config",
     "load_config",
     "quantize_model",
