@@ -26,7 +26,7 @@ def balance_factors(act_absmax: ArrayLike, weight_absmax: ArrayLike, strength: f
 
     * only the activation is zero: ``f = max(w * f) / w``;
     * only the weight is zero: ``f = a / max(a / f)``;
-    * both are zero, or the whole activation or the whole weight is, or no channel has both: 1.
+    * both are zero, or next to it, or the whole activation or the whole weight is, or no channel has both: 1.
 
     Args:
         act_absmax: shape (C,), largest magnitude of each channel of the activation, >= 0.
@@ -43,6 +43,8 @@ def balance_factors(act_absmax: ArrayLike, weight_absmax: ArrayLike, strength: f
     """
     check_number("strength", strength, 0.2, 0.8)
     act, weight = _checked(act_absmax, weight_absmax)
+    dead = (act <= EPS) & (weight <= EPS)  # training leaves such weights behind; what they are divided by is no matter
+    act, weight = np.where(dead, 0.0, act), np.where(dead, 0.0, weight)
     both = (act > 0) & (weight > 0)
     if act.max(initial=0.0) <= EPS or weight.max(initial=0.0) <= EPS or not both.any():
         return np.ones(act.shape, np.float32)

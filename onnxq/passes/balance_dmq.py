@@ -47,7 +47,7 @@ class BalanceDmq(Pass):
         constants in front where all readers of the tensor are balanced and only operations that let
         factors pass are in between; these layers then share one factor, found for all their weights
         together. Elsewhere a Mul called ``<layer>.mul`` does it. Notes say which is the case and why;
-        ``ctx.balance`` holds the factors.
+        ``ctx.balance`` holds the factors. A layer with a factor out of bounds is left alone.
 
     Where the numbers of layers go into a record of their own, weights of quantized layers in front are
     left as they are: the record has to fit the model without the division as well.
@@ -63,7 +63,7 @@ class BalanceDmq(Pass):
         """Balance all layers.
 
         Raises:
-            CalibrationError: If a factor is out of bounds, or an input was not measured.
+            CalibrationError: If an input was not measured.
             GraphError: If a weight overflows float32.
         """
         layers, skipped = layers_to_balance(graph, ctx)
@@ -137,10 +137,11 @@ class _Writer:
         weight = np.maximum.reduce([input_absmax(self._graph, layer.linear) for layer in group])
         try:
             factors = balance_factors(stats.channel_absmax, weight, group[0].strength)
+            reason = "every factor is 1" if (factors == 1).all() else ""
         except CalibrationError as err:
-            raise CalibrationError(f"layer {name!r} cannot be balanced: {err}; do not ask for balance here") from err
-        if (factors == 1).all():
-            self.skipped += [Skip(layer.name, "not balanced: every factor is 1") for layer in group]
+            reason = str(err)
+        if reason:
+            self.skipped += [Skip(layer.name, f"not balanced: {reason}") for layer in group]
             return None
         return factors
 

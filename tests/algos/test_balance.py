@@ -13,6 +13,8 @@ from onnxq.errors import CalibrationError, RecipeError
 
 def reference(act, weight, s):
     """The rules of the published algorithm, one channel at a time."""
+    pairs = [(0.0, 0.0) if max(a, w) <= EPS else (a, w) for a, w in zip(act, weight, strict=True)]
+    act, weight = ([p[i] for p in pairs] for i in (0, 1))
     if max(act) <= EPS or max(weight) <= EPS:
         return [1.0] * len(act)
     found = {
@@ -99,6 +101,12 @@ def test_nothing_to_balance_gives_ones(act, weight):
     found = balance_factors(np.array(act, float), np.array(weight, float), 0.5)
     assert found.dtype == np.float32
     assert found.tolist() == [1.0] * len(act)
+
+
+def test_channels_next_to_zero_on_both_sides_count_as_zero():
+    """As a convolution in front of a dead Relu has them: weights of 1e-12 that nothing reads."""
+    found = balance_factors([4.0, 0.0, 1e-9, 1e-9], [1.0, 9e-13, 1e-10, 0.5], 0.5)
+    np.testing.assert_allclose(found, [2.0, 1.0, 1.0, math.sqrt(1e-9 / 0.5)], rtol=1e-6)
 
 
 def test_factors_out_of_bounds_name_the_channel():
