@@ -7,7 +7,7 @@ from onnxq.dialects.amct.config import parse_config
 from onnxq.dialects.amct.job import is_amct_config, load_config, prepare, to_recipe
 from onnxq.dialects.amct.layers import Layer, Layers, layers_of
 from onnxq.dialects.amct.names import LAYER_TYPES, module_path
-from onnxq.dialects.amct.settings import Resolved, TensorSettings, resolve
+from onnxq.dialects.amct.settings import LayerSettings, Resolved, TensorSettings, resolve
 from onnxq.errors import RecipeError
 from onnxq.recipe import HFMG, IFMR, NUQ, AbsMax, AdaRound
 from tests.dialects.amct import configs
@@ -371,6 +371,13 @@ def test_the_recipe_has_one_rule_per_layer():
     assert of["two"].weights.method is None
 
 
+@pytest.mark.parametrize(("bits", "scale"), [(8, "kl"), (4, "mse")])
+def test_the_scale_of_adaround_follows_the_width(bits, scale):
+    found = Resolved({"conv": LayerSettings(weight=Ada(channel_wise=True, num_bits=bits))})
+    weights = to_recipe(parse_config(""), found).resolve("conv", "Conv").weights
+    assert (weights.method.scale, weights.bits) == (scale, None if bits == 8 else bits)
+
+
 def test_inputs_of_pools_and_sums_are_quantized_by_force():
     config = parse_config('tensor_quantize { layer_name: "mp" input_index: 0 }')
     recipe = to_recipe(config, resolve(config, Layers({}, {"mp": Layer("mp", "MaxPool")})))
@@ -403,6 +410,12 @@ def test_the_layers_of_a_model():
     assert list(found.others) == ["relu", "flat"]
     assert found.reasons["relu"]
     assert found.batch == 2
+
+
+def test_one_input_channel_alone_makes_no_depthwise_convolution():
+    proto = build("agraph (float[N, 1, 4, 4] x) => (float[N, 2, 4, 4] y) { y = Conv (x, w) }", w=normal(2, 1, 1, 1))
+    (layer,) = layers_of(onnxq.plan_model(proto, recipe={"target": "ascend"})).quantizable.values()
+    assert not layer.depthwise
 
 
 def test_load_config_takes_either_file_and_tells_them_apart(tmp_path):
