@@ -274,6 +274,7 @@ class _Resolver:
     # ---- tensors ---------------------------------------------------------------------------
 
     def _tensors(self) -> Iterator[TensorSettings]:
+        seen: dict[str, int] = {}
         for wish in self.config.tensors:
             name = self._any_node(wish.layer)
             node = self.known.nodes.get(name)
@@ -285,7 +286,11 @@ class _Resolver:
             elif wish.input_index >= (2 if node.op_type == "Add" else 1):
                 text = f"tensor_quantize: layer {name!r} ({node.op_type}) has no data input {wish.input_index}"
                 self.problems.append(Problem(wish.layer.line, text))
+            elif name in seen:
+                text = f"tensor_quantize names layer {name!r} already in line {seen[name]}; AMCT quantizes one input"
+                self.problems.append(Problem(wish.layer.line, text))
             else:
+                seen[name] = wish.layer.line
                 wanted = wish.activation.asymmetric
                 decided = self.config.activation_offset if wanted is None else wanted
                 yield TensorSettings(name, wish.input_index, replace(wish.activation, asymmetric=decided))

@@ -335,6 +335,14 @@ def test_tensors():
     )
 
 
+def test_one_input_of_an_addition_is_quantized():
+    text = """tensor_quantize { layer_name: "sum" input_index: 0 }
+    tensor_quantize { layer_name: "sum" input_index: 1 }"""
+    assert problems(text, Layers({}, {"sum": Layer("sum", "Add")})) == [
+        "line 2: tensor_quantize names layer 'sum' already in line 1; AMCT quantizes one input"
+    ]
+
+
 # ---- the recipe --------------------------------------------------------------------------------
 
 
@@ -382,6 +390,7 @@ def test_inputs_of_pools_and_sums_are_quantized_by_force():
     config = parse_config('tensor_quantize { layer_name: "mp" input_index: 0 }')
     recipe = to_recipe(config, resolve(config, Layers({}, {"mp": Layer("mp", "MaxPool")})))
     assert recipe.resolve("mp", "MaxPool").force
+    assert recipe.resolve("mp", "MaxPool").inputs == (0,)
     assert not recipe.resolve("other", "MaxPool").force
 
 
