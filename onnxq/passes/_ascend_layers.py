@@ -218,8 +218,6 @@ class _Reader:
             return AscendLayer(node.name, node, entries, node)
         if indexes != [0, 1] or weight_of(self.graph, node) is not None:
             raise RecordError("a MatMul has an entry for each of its two inputs where neither is a constant, else one")
-        if any(f.offset_d for f in found.values()):
-            raise RecordError("a product of two activations takes symmetric ones only: offset_d must be 0")
         scale = dequant_scale(found[0].scale_d, np.asarray([found[1].scale_d], np.float32), s19=self.s19)
         return AscendLayer(node.name, node, entries, node, scale)
 

@@ -57,13 +57,21 @@ def compute(model: onnx.ModelProto, node: onnx.NodeProto, values: Feed, offsets:
             return [dequantized(model, node, x, values[node.input[1]])]
         case "Pad" if node.input[0] in offsets:
             offsets[node.output[0]] = offsets[node.input[0]]
-            return single(model, node, values)
+            return [padded(node, x, values)]
     if node.op_type in CODES and any(values[name].dtype.kind == "i" for name in node.input if name):
         inputs = {n: values[n].astype(np.float64) - offsets.get(n, 0) for n in node.input if n}
         if node.op_type == "ConvTranspose" and attrs.get("group", 1) > 1:
             return by_group(model, node, inputs, attrs["group"])
         return reference(model, node, inputs)
     return single(model, node, values)
+
+
+def padded(node: onnx.NodeProto, x: NDArray[Any], values: Feed) -> NDArray[Any]:
+    """A Pad of codes, which ONNX Runtime has not for old operator sets."""
+    attrs = attributes(node)
+    pads = attrs["pads"] if "pads" in attrs else values[node.input[1]].tolist()
+    value = values[node.input[2]] if len(node.input) > 2 else attrs.get("value", 0)
+    return np.pad(x, list(zip(pads[: x.ndim], pads[x.ndim :], strict=True)), constant_values=x.dtype.type(value))
 
 
 def dequantized(

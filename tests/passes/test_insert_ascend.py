@@ -16,6 +16,8 @@ import pytest
 from onnxq.algos.ascend_words import dequant_scale
 from onnxq.errors import PassError
 from onnxq.factors import LayerFactors
+from onnxq.graph import GraphModel
+from onnxq.passes._ascend_layers import find_layers
 from tests.graphs import build, normal, ops, run
 from tests.passes.ascend import Written, deviations, written
 
@@ -210,6 +212,37 @@ def test_what_is_no_bias_stays_behind_the_dequantization(body: str) -> None:
     found = written(model_of(text))
     assert deviations(found)[0] <= SAME
     assert list(found.node("m.dequant").output) == ["h"]
+
+
+def test_a_bias_that_does_not_fit_into_the_sums_is_added_as_floats() -> None:
+    record = {"m": LayerFactors(1e-5, 0, np.full(1, 1e-6, np.float32))}
+    text = rows("[m] h = MatMul(x, P) y = Add(h, B6)", "float[N,3,8] x", "float[N,3,6] y")
+    found = written(model_of(text), record=record)
+    assert ops(found.deploy) == ["AscendQuant", "MatMul", "AscendDequant", "Add"]
+    assert found.values()["B6"].dtype == np.float32
+
+
+def test_an_add_with_codes_of_its_own_is_no_bias() -> None:
+    text = rows("[m] h = MatMul(x, P) [n] y = Add(h, B6)", "float[N,3,8] x", "float[N,3,6] y")
+    found = checked(text, recipe=forced("n"))
+    assert list(found.factors) == ["m", "n:0"]
+    assert ops(found.deploy) == ["AscendQuant", "MatMul", "AscendDequant", "AscendQuant", "AscendAntiQuant", "Add"]
+
+
+def test_one_bias_for_all_outputs() -> None:
+    """A Gemm that NormalizeGemm has not seen."""
+    graph = GraphModel.from_proto(build(rows("[g] y = Gemm(x, P, b)"), P=CONSTANTS["P"], b=np.float32(0.7)))
+    factors = LayerFactors(0.5, 0, np.arange(1, 7, dtype=np.float32))
+    layer = find_layers(graph, {"g": factors}, s19=False)[0]
+    bias = layer.edits[1]
+    assert bias.make(np.zeros(0, np.float32)).tolist() == np.rint(0.7 / (0.5 * np.arange(1, 7))).tolist()
+    assert bias.shape == (6,)
+
+
+def test_a_pad_of_codes_before_opset_11() -> None:
+    text = image("s = Abs(x) [p] q = Pad<pads=[0,0,1,1,0,0,1,1]>(s) [n] y = AveragePool<kernel_shape=[3,3]>(q)")
+    found = checked(text, opset=10)
+    assert {a.name: onnx.helper.get_attribute_value(a) for a in found.node("p").attribute}["value"] == -128
 
 
 def test_a_pad_of_codes_pads_with_the_code_of_zero() -> None:
