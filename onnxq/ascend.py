@@ -14,7 +14,7 @@ from pathlib import Path
 
 import onnx
 
-from onnxq.errors import ModelError
+from onnxq.errors import GraphError, ModelError
 from onnxq.factors import LayerFactors
 from onnxq.graph import GraphModel
 from onnxq.modelio import save_model
@@ -147,6 +147,9 @@ def convert_qdq(model: ModelLike) -> Converted:
     ctx = context_for(recipe, None, 1, None)
     run_passes(PassManager([AssignNames(), LiftConstants(), FoldConstants(), ReadQdq(), Sweep()]), graph, ctx)
     report = next(r for r in ctx.reports if r.name == ReadQdq.__name__)
+    if not ctx.factors:
+        found = "".join(f"; {s.node}: {s.reason}" for s in report.skipped[:3])
+        raise GraphError(f"there is no layer with Q/DQ pairs at its activation and its weight in this model{found}")
     inserted = insert(graph, ctx.factors, recipe=recipe)
     outputs = PassManager([QuantizeOutputs()], initial=frozenset({Fact.QUANTIZED}))
     run_passes(outputs, inserted.deploy, ctx)

@@ -11,7 +11,7 @@ from onnx import helper
 
 import onnxq
 from onnxq import ascend
-from onnxq.errors import ModelError
+from onnxq.errors import GraphError, ModelError
 from tests.graphs import build, normal, run
 from tests.passes.ascend_models import FLOAT, deploy, dequant_node, quant_node, words
 
@@ -102,3 +102,10 @@ def test_numbers_of_the_model_are_those_of_the_words() -> None:
     x = normal(1, 3, 6, 6)
     expected, found = (run(m, {"x": x})["y"] for m in (model, ascend.simulate_model(proto).model))
     np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5)
+
+
+def test_a_model_without_quantized_layers_is_refused() -> None:
+    model = build("g (float[2] x) => (float[2] y) { q = QuantizeLinear(x, s, z) y = DequantizeLinear(q, s, z) }",
+                  s=0.5, z=np.int8(0))  # fmt: skip
+    with pytest.raises(GraphError, match="no layer with Q/DQ pairs"):
+        ascend.convert_qdq(model)

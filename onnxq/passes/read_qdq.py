@@ -30,6 +30,8 @@ from onnxq.spec import QType, code_bounds
 if TYPE_CHECKING:
     from onnxq.context import QuantContext
 
+OPSET = 13
+"""Operators are written as this version has them."""
 _NOT_NEGATIVE = frozenset({"Relu", "Clip", "Sigmoid", "Softmax", "HardSigmoid"})
 _TENSOR_OPS = ("Add", "MaxPool")
 
@@ -60,18 +62,16 @@ class ReadQdq(Pass):
         """Read and rewrite.
 
         Raises:
-            GraphError: If a pair differs, a weight is not symmetric, an activation has a scale per channel, or the
-                model has no Q/DQ pair that a layer reads.
+            GraphError: If a pair differs, a weight is not symmetric, or an activation has a scale per channel.
         """
-        raise_opset(graph, 13)
+        if not graph.nodes(*QUANTIZE, *DEQUANTIZE):
+            ctx.factors = {}
+            return PassReport()
+        raised = graph.opset < OPSET
+        raise_opset(graph, OPSET)
         reader = _Reader(graph)
         reader.layers()
-        if not reader.factors:
-            raise GraphError(
-                "there is no layer with Q/DQ pairs at its activation and its weight in this model"
-                + "".join(f"; {s.node}: {s.reason}" for s in reader.skipped[:3])
-            )
-        changed = reader.rewrite()
+        changed = reader.rewrite() + raised
         graph.sort()
         ctx.factors = dict(reader.factors)
         return PassReport(changed, tuple(reader.skipped), tuple(reader.notes))
@@ -204,12 +204,14 @@ class _Reader:
                 plans.append((node, quantize, found, self._unserved(node, found)))
         for node, quantize, found, unserved in plans:
             self._drop(node, quantize, found, unserved)
+        changed = len(self._coded) + len(dequantizers)
         for node in graph.nodes(*QUANTIZE):
             if graph.is_output(node.outputs[0]):
-                self._keep(node)
+                changed += self._keep(node)
             elif not graph.consumers(node.outputs[0]):
                 graph.remove_node(node)
-        return len(self._coded) + len(dequantizers)
+                changed += 1
+        return changed
 
     def _constant(self, coded: Coded) -> Tensor:
         if not isinstance(coded.values, LazyArray):
@@ -279,19 +281,19 @@ class _Reader:
             node = self._graph.producer(node.inputs[0])
         return found.offset == low and node is not None and kind(node) not in _NOT_NEGATIVE
 
-    def _keep(self, node: Node) -> None:
-        """A QuantizeLinear at an output gives signed codes."""
+    def _keep(self, node: Node) -> bool:
+        """Let a QuantizeLinear at an output give signed codes; returns whether it did not."""
         graph, numbers = self._graph, read_numbers(self._graph, node)
         found, result = _as_activation(node, numbers), node.outputs[0]
-        if numbers.unsigned:
-            qtype = QType.container(found.bits, signed=True)
-            name = graph.unique_name(f"{node.name}_signed_zero_point")
-            graph.set_input(node, 2, graph.add_constant(name, np.asarray(found.offset), qtype=qtype))
-            graph.set_type(result, graph.dtype(node.inputs[2]), graph.shape(result))
-            lower = 1 << (found.bits - 1)
-            self.notes.append(
-                f"the codes of the output {result.name!r} are signed now: lower by {lower} than they were"
-            )
+        if not numbers.unsigned:
+            return False
+        qtype, lower = QType.container(found.bits, signed=True), 1 << (found.bits - 1)
+        name = graph.unique_name(f"{node.name}_signed_zero_point")
+        graph.set_input(node, 2, graph.add_constant(name, np.asarray(found.offset), qtype=qtype))
+        node.attrs.pop("output_dtype", None)
+        graph.set_type(result, graph.dtype(node.inputs[2]), graph.shape(result))
+        self.notes.append(f"the codes of the output {result.name!r} are signed now: lower by {lower} than they were")
+        return True
 
 
 def _as_activation(node: Node, numbers: Numbers) -> _Activation:

@@ -238,7 +238,6 @@ def conv_with(**changes: Any) -> onnx.ModelProto:
         (conv_with(text="""g (int8[1,3,6,6] x) => (float[1,4,4,4] y) {
             xd = DequantizeLinear(x, s, z) wd = DequantizeLinear <axis = 0> (w, ws, wz) y = Conv(xd, wd) }"""),
          "which no QuantizeLinear writes"),
-        (build("g (float[2] x) => (float[2] y) { y = Relu(x) }"), "there is no layer with Q/DQ pairs"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_expressed_is_refused(model: onnx.ModelProto, message: str) -> None:
