@@ -53,7 +53,9 @@ class Window:
         windows: Array = np.lib.stride_tricks.sliding_window_view(padded, spans, axis=axes)
         steps = [slice(None, None, s) for s in self.strides]
         taps = [slice(None, None, -d) if self.flipped else slice(None, None, d) for d in self.dilations]
-        return windows[(slice(None), slice(None), *steps, *taps)]
+        index: tuple[Any, ...] = (slice(None), slice(None), *steps, *taps)
+        moved: Array = windows[index]
+        return moved
 
     def _padded(self, x: Array) -> Array:
         shape = x.shape[2:]
@@ -61,12 +63,15 @@ class Window:
             wide = np.zeros(
                 (*x.shape[:2], *((n - 1) * f + 1 for n, f in zip(shape, self.stuffing, strict=True))), x.dtype
             )
-            wide[(..., *(slice(None, None, f) for f in self.stuffing))] = x
+            every: tuple[Any, ...] = (..., *(slice(None, None, f) for f in self.stuffing))
+            wide[every] = x
             x = wide
         widths = [(max(a, 0), max(b, 0)) for a, b in zip(self.begin, self.end, strict=True)]
         x = np.pad(x, [(0, 0), (0, 0), *widths])
-        cut = [slice(max(-a, 0), -max(-b, 0) or None) for a, b in zip(self.begin, self.end, strict=True)]
-        return x[(..., *cut)]
+        inner = (slice(max(-a, 0), -max(-b, 0) or None) for a, b in zip(self.begin, self.end, strict=True))
+        cut: tuple[Any, ...] = (..., *inner)
+        kept: Array = x[cut]
+        return kept
 
 
 def window_of(node: Node, kernel: tuple[int, ...], shape: Sequence[int]) -> Window | str:
@@ -147,7 +152,8 @@ def gather_rows(linear: Linear, x: Array, rows: NDArray[np.int64]) -> Array:
         views = window.views(x)
         rank = len(window.kernel)
         where = np.unravel_index(rows, (views.shape[0], *views.shape[2 : 2 + rank]))
-        picked = views[(where[0], slice(None), *where[1:])]
+        index: tuple[Any, ...] = (where[0], slice(None), *where[1:])
+        picked = views[index]
     return np.ascontiguousarray(picked.reshape(len(rows), layout.groups, -1).transpose(1, 2, 0), np.float32)
 
 

@@ -1,4 +1,4 @@
-"""Compiled loops of AdaRound: activations, the optimizer's step, and the two local searches.
+"""Compiled loops of AdaRound: activations, the gradients and the optimizer's step.
 
 Rows are output channels; row ``r`` belongs to group ``r // (rows / groups)``. Sums may be reordered to fill vector
 registers, but never depend on which thread handles a row.
@@ -19,14 +19,11 @@ from onnxq.algos._jit import f32, f32_in, f32_in2, f32_in3, f64, i64, kernel
 IDENTITY, LEAKY, CLIP, SIGMOID, TANH, GELU, GELU_TANH = range(7)
 
 _TILE = 512
-_SUMS = {"reassoc", "nsz", "contract", "nnan"}
+SUMS = {"reassoc", "nsz", "contract", "nnan"}
 _LOG2E = np.float32(1.4426950408889634)
 _f32_out = types.Array(f32, 1, "C")
 _f32_out2 = types.Array(f32, 2, "C")
 _f64_out = types.Array(f64, 1, "C")
-_flags = types.Array(types.uint8, 2, "C")
-_order = types.Array(types.int32, 2, "C", readonly=True)
-_rows_in = types.Array(f32, 2, "A", readonly=True)
 
 
 @numba.njit(inline="always", error_model="numpy")
@@ -60,7 +57,8 @@ def _log2(x: Any) -> Any:  # noqa: ANN401
 
 
 @numba.njit(inline="always", error_model="numpy")
-def _value(kind: Any, z: Any, p: Any, q: Any) -> Any:  # noqa: ANN401
+def value_at(kind: Any, z: Any, p: Any, q: Any) -> Any:  # noqa: ANN401
+    """The activation of a number."""
     if kind == LEAKY:
         return z if z >= 0 else p * z
     if kind == CLIP:
@@ -78,7 +76,8 @@ def _value(kind: Any, z: Any, p: Any, q: Any) -> Any:  # noqa: ANN401
 
 
 @numba.njit(inline="always", error_model="numpy")
-def _slope(kind: Any, z: Any, p: Any, q: Any) -> Any:  # noqa: ANN401
+def slope_at(kind: Any, z: Any, p: Any, q: Any) -> Any:  # noqa: ANN401
+    """Its derivative."""
     if kind == LEAKY:
         return np.float32(1.0) if z >= 0 else p
     if kind == CLIP:
@@ -99,74 +98,142 @@ def _slope(kind: Any, z: Any, p: Any, q: Any) -> Any:  # noqa: ANN401
     return np.float32(1.0)
 
 
+@numba.njit(inline="always", error_model="numpy", fastmath=SUMS)
+def moved_loss(kind: Any, z: Any, x: Any, d: Any, target: Any, p: Any, q: Any) -> Any:  # noqa: ANN401
+    """Squared error of the activation of ``z + d * x``; a loop of its own where the compiler can vectorise it."""
+    total = 0.0
+    for start in range(0, z.size, _TILE):
+        part = np.float32(0.0)
+        end = min(start + _TILE, z.size)
+        if kind == CLIP:
+            for i in range(start, end):
+                e = min(max(z[i] + d * x[i], p), q) - target[i]
+                part += e * e
+        elif kind == LEAKY:
+            for i in range(start, end):
+                v = z[i] + d * x[i]
+                e = (v if v >= 0 else p * v) - target[i]
+                part += e * e
+        else:
+            for i in range(start, end):
+                e = np.float32(value_at(kind, z[i] + d * x[i], p, q)) - target[i]
+                part += e * e
+        total += float(part)
+    return total
+
+
 @kernel(types.void(_f32_out2, i64, f32_in, f32_in))
 def activate(z: NDArray[np.float32], kind: int, p: NDArray[np.float32], q: NDArray[np.float32]) -> None:
     """Replace every number of a row by its activation."""
     for r in range(z.shape[0]):
         for i in range(z.shape[1]):
-            z[r, i] = np.float32(_value(kind, z[r, i], p[r], q[r]))
+            z[r, i] = np.float32(value_at(kind, z[r, i], p[r], q[r]))
 
 
-@kernel(types.void(_f32_out2, _rows_in, i64, f32_in, f32_in, _f64_out), fastmath=_SUMS)
-def residuals(
+@kernel(types.void(_f32_out2, f32_in2, i64, f32_in, f32_in, f32_in, f32), fastmath=SUMS)
+def error_gradient(
     z: NDArray[np.float32],
     target: NDArray[np.float32],
     kind: int,
     p: NDArray[np.float32],
     q: NDArray[np.float32],
-    loss: NDArray[np.float64],
-) -> None:
-    """Replace ``z`` by the gradient of the squared error of its activation; write each row's squared error."""
-    for r in range(z.shape[0]):
-        total = 0.0
-        for start in range(0, z.shape[1], _TILE):
-            part = np.float32(0.0)
-            for i in range(start, min(start + _TILE, z.shape[1])):
-                d = np.float32(_value(kind, z[r, i], p[r], q[r])) - target[r, i]
-                part += d * d
-                z[r, i] = np.float32(2.0) * d * np.float32(_slope(kind, z[r, i], p[r], q[r]))
-            total += part
-        loss[r] = total
-
-
-@kernel(
-    types.void(f32_in3, i64, i64, f32_in2, f32_in, _rows_in, i64, f32_in, f32_in, _f32_out2),
-    fastmath=_SUMS,
-)
-def grouped_gradient(
-    x: NDArray[np.float32],
-    start: int,
-    count: int,
-    weight: NDArray[np.float32],
     bias: NDArray[np.float32],
+    share: float,
+) -> None:
+    """Replace ``z`` by ``share`` times the gradient of half the squared error of the activation of ``z + bias``."""
+    for r in range(z.shape[0]):
+        b, low, high = bias[r], p[r], q[r]
+        out, goal = z[r], target[r]
+        if kind == CLIP:
+            for i in range(out.size):
+                v = out[i] + b
+                d = share * (min(max(v, low), high) - goal[i])
+                out[i] = d if (v > low) & (v < high) else np.float32(0.0)
+        elif kind == IDENTITY:
+            for i in range(out.size):
+                out[i] = share * (out[i] + b - goal[i])
+        else:
+            for i in range(out.size):
+                v = out[i] + b
+                d = np.float32(value_at(kind, v, low, high)) - goal[i]
+                out[i] = share * d * np.float32(slope_at(kind, v, low, high))
+
+
+@kernel(types.void(f32_in2, f32_in2, i64, f32_in, f32_in, f32_in, _f64_out), fastmath=SUMS)
+def add_errors(
+    z: NDArray[np.float32],
     target: NDArray[np.float32],
     kind: int,
     p: NDArray[np.float32],
     q: NDArray[np.float32],
-    gradient: NDArray[np.float32],
+    bias: NDArray[np.float32],
+    loss: NDArray[np.float64],
 ) -> None:
-    """Gradient of the mean squared error over some samples, for the small matrices of grouped layers."""
-    per = weight.shape[0] // x.shape[0]
-    z = np.empty(count, np.float32)
-    share = np.float32(2.0) / np.float32(count)
+    """Add to each row's loss the squared error of the activation of ``z + bias``."""
+    for r in range(z.shape[0]):
+        out, goal, b, low, high = z[r], target[r], bias[r], p[r], q[r]
+        for start in range(0, out.size, _TILE):
+            part = np.float32(0.0)
+            for i in range(start, min(start + _TILE, out.size)):
+                e = np.float32(value_at(kind, out[i] + b, low, high)) - goal[i]
+                part += e * e
+            loss[r] += part
+
+
+@kernel(types.void(_f32_out2, f32_in2, i64, f32_in, f32_in, _f32_out2))
+def tangents(
+    z: NDArray[np.float32],
+    target: NDArray[np.float32],
+    kind: int,
+    p: NDArray[np.float32],
+    q: NDArray[np.float32],
+    bend: NDArray[np.float32],
+) -> None:
+    """Replace outputs by the error of their activation times its slope; write the slope squared."""
+    for r in range(z.shape[0]):
+        for i in range(z.shape[1]):
+            slope = np.float32(slope_at(kind, z[r, i], p[r], q[r]))
+            z[r, i] = (np.float32(value_at(kind, z[r, i], p[r], q[r])) - target[r, i]) * slope
+            bend[r, i] = slope * slope
+
+
+@kernel(types.void(f32_in3, f32_in2, _f32_out2, i64, i64))
+def grouped_product(
+    x: NDArray[np.float32], weight: NDArray[np.float32], z: NDArray[np.float32], per: int, first: int
+) -> None:
+    """``z = weight x`` for the small matrices of grouped layers.
+
+    Args:
+        x: shape (G, K, B).
+        weight: shape (rows, K).
+        z: shape (rows, B), written.
+        per: Rows of a group.
+        first: Number of the first row.
+    """
     for r in range(weight.shape[0]):
-        data = x[r // per]
-        z[:] = bias[r]
+        data, out = x[(first + r) // per], z[r]
+        out[:] = np.float32(0.0)
         for k in range(weight.shape[1]):
-            w = weight[r, k]
-            for i in range(count):
-                z[i] += w * data[k, start + i]
-        for i in range(count):
-            d = np.float32(_value(kind, z[i], p[r], q[r])) - target[r, i]
-            z[i] = share * d * np.float32(_slope(kind, z[i], p[r], q[r]))
-        for k in range(weight.shape[1]):
-            total = np.float32(0.0)
-            for i in range(count):
-                total += z[i] * data[k, start + i]
+            w, column = weight[r, k], data[k]
+            for i in range(out.size):
+                out[i] += w * column[i]
+
+
+@kernel(types.void(f32_in3, f32_in2, _f32_out2, i64, i64), fastmath=SUMS)
+def grouped_gradient(
+    x: NDArray[np.float32], z: NDArray[np.float32], gradient: NDArray[np.float32], per: int, first: int
+) -> None:
+    """``gradient = z xT`` for the small matrices of grouped layers; arguments as for `grouped_product`."""
+    for r in range(gradient.shape[0]):
+        data, out = x[(first + r) // per], z[r]
+        for k in range(gradient.shape[1]):
+            total, column = np.float32(0.0), data[k]
+            for i in range(out.size):
+                total += out[i] * column[i]
             gradient[r, k] = total
 
 
-@kernel(types.void(_f32_out, _f32_out, _f32_out, _f32_out, f32_in, f32_in, f32_in, _f32_out, f32, f32, f32, f32, f32))
+@kernel(types.void(_f32_out, _f32_out, _f32_out, _f32_out, _f32_out, f32_in, f32_in, _f32_out, f32, f32, f32, f32, f32))
 def adam_step(
     alpha: NDArray[np.float32],
     first: NDArray[np.float32],
@@ -189,7 +256,7 @@ def adam_step(
         first: Running mean of the gradient.
         second: Running mean of its square.
         sigmoid: ``sigmoid(alpha)``, kept between steps.
-        gradient: Of the reconstruction error by the weight.
+        gradient: Of the reconstruction error by the weight; overwritten.
         base: Weight rounded down.
         step: What rounding up adds.
         weight: ``base + h * step``.
@@ -199,216 +266,29 @@ def adam_step(
         beta: Its exponent.
         epsilon: Adam's.
     """
-    one, half = np.float32(1.0), np.float32(0.5)
-    for i in range(alpha.size):
-        s = sigmoid[i]
-        h = np.float32(1.2) * s - np.float32(0.1)
-        inside = np.float32(1.2) * s * (one - s) if (h > 0 and h < one) else np.float32(0.0)
-        u = np.float32(2.0) * min(max(h, np.float32(0.0)), one) - one
-        size = max(abs(u), np.float32(1e-12))
-        pull = reg * np.float32(2.0) * beta * _exp2((beta - one) * _log2(size))
-        g = (gradient[i] * step[i] - (pull if u >= 0 else -pull)) * inside
-        m = np.float32(0.9) * first[i] + np.float32(0.1) * g
-        v = np.float32(0.999) * second[i] + np.float32(0.001) * g * g
-        first[i] = m
-        second[i] = v
-        a = alpha[i] - rate * m / (np.sqrt(v) * correction + epsilon)
-        alpha[i] = a
-        s = one / (one + _exp2(-a * _LOG2E))
-        sigmoid[i] = s
-        h = min(max(np.float32(1.2) * s - np.float32(0.1), np.float32(0.0)), one)
-        weight[i] = base[i] + (h if step[i] > 0 else half) * step[i]
-
-
-@kernel(types.void(f32_in3, f32_in2, f32_in2, f32_in2, _flags, i64, i64, i64), fastmath=_SUMS)
-def search_gram(
-    gram: NDArray[np.float32],
-    cross: NDArray[np.float32],
-    base: NDArray[np.float32],
-    step: NDArray[np.float32],
-    up: NDArray[np.uint8],
-    begin: int,
-    end: int,
-    moves: int,
-) -> None:
-    """Tabu search over single flips for the roundings with the least ``w G w - 2 c w``, row by row.
-
-    The best flip is made even if it is for the worse, and stays forbidden for a while; the best roundings seen are
-    kept. Source: Glover, Kochenberger, Alidaee, "Adaptive Memory Tabu Search for Binary Quadratic Programs", 1998.
-
-    Args:
-        gram: shape (G, K, K), symmetric.
-        cross: shape (R, K).
-        base: shape (R, K), weights rounded down.
-        step: shape (R, K), what rounding up adds; 0 where there is no choice.
-        up: shape (R, K), 1 where rounded up; start and result.
-        begin: First row to search.
-        end: Row after the last.
-        moves: Flips per row and column.
-    """
-    columns = base.shape[1]
-    per = base.shape[0] // gram.shape[0]
-    slope = np.empty(columns, np.float32)
-    change = np.empty(columns, np.float32)
-    curve = np.empty(columns, np.float32)
-    score = np.empty(columns, np.float32)
-    free = np.empty(columns, np.int64)
-    best = np.empty(columns, np.uint8)
-    huge = np.float32(3e38)
-    for r in range(begin, end):
-        g = gram[r // per]
-        slope[:] = -cross[r]
-        for k in range(columns):
-            w = base[r, k] + (step[r, k] if up[r, k] else np.float32(0.0))
-            for i in range(columns):
-                slope[i] += w * g[k, i]
-        for k in range(columns):
-            change[k] = -step[r, k] if up[r, k] else step[r, k]
-            curve[k] = step[r, k] * step[r, k] * g[k, k]
-            free[k] = 0
-            best[k] = up[r, k]
-        energy, lowest = 0.0, 0.0
-        number = np.uint64(r * 2654435761 + 12345)
-        since = 0
-        for move in range(moves * columns):
-            for i in range(columns):
-                score[i] = np.float32(2.0) * change[i] * slope[i] + curve[i]
-            limit = np.float32(lowest - energy)
-            least, chosen = huge, -1
-            for i in range(columns):
-                if score[i] < least and change[i] != 0 and (free[i] <= move or score[i] < limit):
-                    least, chosen = score[i], i
-            if chosen < 0:
-                break
-            d = change[chosen]
-            for i in range(columns):
-                slope[i] += d * g[chosen, i]
-            change[chosen] = -d
-            up[r, chosen] = 1 - up[r, chosen]
-            energy += least
-            number = number * np.uint64(6364136223846793005) + np.uint64(1442695040888963407)
-            free[chosen] = move + 1 + columns // 50 + np.int64((number >> np.uint64(33)) % np.uint64(10))
-            since += 1
-            if energy < lowest - 1e-7 * abs(lowest):
-                lowest, since = energy, 0
-                best[:] = up[r]
-            if since > 2 * columns + 20:
-                break
-        up[r] = best
-
-
-@numba.njit(inline="always", error_model="numpy", fastmath=_SUMS)
-def _moved_loss(
-    kind: Any,
-    z: Any,
-    x: Any,
-    d: Any,
-    target: Any,
-    p: Any,
-    q: Any,  # noqa: ANN401
-) -> Any:  # noqa: ANN401
-    """Squared error of the activation of ``z + d * x``; a loop of its own where the compiler can vectorise it."""
-    total = 0.0
-    for start in range(0, z.size, _TILE):
-        part = np.float32(0.0)
-        end = min(start + _TILE, z.size)
-        if kind == CLIP:
-            for i in range(start, end):
-                e = min(max(z[i] + d * x[i], p), q) - target[i]
-                part += e * e
-        elif kind == LEAKY:
-            for i in range(start, end):
-                v = z[i] + d * x[i]
-                e = (v if v >= 0 else p * v) - target[i]
-                part += e * e
-        else:
-            for i in range(start, end):
-                e = np.float32(_value(kind, z[i] + d * x[i], p, q)) - target[i]
-                part += e * e
-        total += part
-    return total
-
-
-@kernel(
-    types.void(f32_in3, f32_in2, f32_in2, f32_in2, f32_in2, f32_in2, _order, _flags, _f32_out2, i64, f32_in, f32_in,
-               i64, i64, i64),
-    fastmath=_SUMS,
-)  # fmt: skip
-def search_rows(
-    x: NDArray[np.float32],
-    target: NDArray[np.float32],
-    error: NDArray[np.float32],
-    ridge: NDArray[np.float32],
-    base: NDArray[np.float32],
-    step: NDArray[np.float32],
-    order: NDArray[np.int32],
-    up: NDArray[np.uint8],
-    z: NDArray[np.float32],
-    kind: int,
-    p: NDArray[np.float32],
-    q: NDArray[np.float32],
-    begin: int,
-    end: int,
-    sweeps: int,
-) -> None:
-    """Coordinate descent over single flips on the data themselves, row by row, with the activation.
-
-    Args:
-        x: shape (G, K, M), inputs.
-        target: shape (R, M), activations wanted.
-        error: shape (R, K), ``base`` minus the float weight.
-        ridge: shape (G, K), weight of a column's squared weight error.
-        base: shape (R, K), unused but for its shape.
-        step: shape (R, K), what rounding up adds.
-        order: shape (R, K), columns in the order they are tried.
-        up: shape (R, K), start and result.
-        z: shape (R, M), outputs before the activation for `up`; kept up to date.
-        kind: The activation.
-        p: shape (R,), its first parameter.
-        q: shape (R,), its second parameter.
-        begin: First row.
-        end: Row after the last.
-        sweeps: How often each column is tried at most.
-    """
-    columns = base.shape[1]
-    per = base.shape[0] // x.shape[0]
-    smooth = kind >= SIGMOID
-    pull = np.empty(z.shape[1], np.float32)
-    bend = np.empty(z.shape[1], np.float32)
-    for r in range(begin, end):
-        data, goal, zs = x[r // per], target[r], z[r]
-        loss = _moved_loss(kind, zs, zs, np.float32(0.0), goal, p[r], q[r])
-        stale = True
-        for _ in range(sweeps):
-            flips = 0
-            for j in range(columns):
-                k = order[r, j]
-                d = -step[r, k] if up[r, k] else step[r, k]
-                if d == 0:
-                    continue
-                before = error[r, k] + (step[r, k] if up[r, k] else np.float32(0.0))
-                extra = ridge[r // per, k] * d * (np.float32(2.0) * before + d)
-                if smooth:  # exact evaluation is slow: ask the local quadratic model first
-                    if stale:
-                        for i in range(zs.size):
-                            pull[i] = np.float32(_value(kind, zs[i], p[r], q[r])) - goal[i]
-                            bend[i] = np.float32(_slope(kind, zs[i], p[r], q[r]))
-                            pull[i] *= bend[i]
-                            bend[i] *= bend[i]
-                        stale = False
-                    linear, square = np.float32(0.0), np.float32(0.0)
-                    for i in range(zs.size):
-                        linear += pull[i] * data[k, i]
-                        square += bend[i] * data[k, i] * data[k, i]
-                    if np.float32(2.0) * d * linear + d * d * square + extra >= 0:
-                        continue
-                found = _moved_loss(kind, zs, data[k], d, goal, p[r], q[r])
-                if found + extra < loss - 1e-7 * abs(loss):
-                    loss = found
-                    up[r, k] = 1 - up[r, k]
-                    for i in range(zs.size):
-                        zs[i] += d * data[k, i]
-                    stale = True
-                    flips += 1
-            if flips == 0:
-                break
+    one, zero = np.float32(1.0), np.float32(0.0)
+    for start in range(0, alpha.size, _TILE):  # short loops over few arrays: these the compiler can vectorise
+        end = min(start + _TILE, alpha.size)
+        g, s, d = gradient[start:end], sigmoid[start:end], step[start:end]
+        m, v, a, w = first[start:end], second[start:end], alpha[start:end], weight[start:end]
+        b = base[start:end]
+        for i in range(g.size):
+            g[i] *= d[i]
+        if reg > 0:
+            for i in range(g.size):
+                u = np.float32(2.0) * min(max(np.float32(1.2) * s[i] - np.float32(0.1), zero), one) - one
+                power = _exp2((beta - np.float32(2.0)) * _log2(max(abs(u), np.float32(1e-12))))
+                g[i] -= np.float32(2.0) * reg * beta * power * u
+        for i in range(g.size):
+            h = np.float32(1.2) * s[i] - np.float32(0.1)
+            g[i] *= np.float32(1.2) * s[i] * (one - s[i]) if (h > zero) & (h < one) else zero
+        for i in range(g.size):
+            m[i] = np.float32(0.9) * m[i] + np.float32(0.1) * g[i]
+        for i in range(g.size):
+            v[i] = np.float32(0.999) * v[i] + np.float32(0.001) * g[i] * g[i]
+        for i in range(g.size):
+            a[i] -= rate * m[i] / (np.sqrt(v[i]) * correction + epsilon)
+        for i in range(g.size):
+            s[i] = one / (one + _exp2(-a[i] * _LOG2E))
+        for i in range(g.size):
+            w[i] = b[i] + min(max(np.float32(1.2) * s[i] - np.float32(0.1), zero), one) * d[i]

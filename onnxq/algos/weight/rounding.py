@@ -29,6 +29,9 @@ _CHUNK = 16
 _SWEEPS = 4
 _MOVES = 4
 _SEARCHED = 8192
+_MODELLED = 2048
+_ROUNDS = 2
+_OWN_PRODUCTS = 1 << 39
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -49,6 +52,10 @@ class Activation:
     def kind(self) -> int:
         """The kernels' number."""
         return ACTIVATIONS.index(self.name)
+
+    def part(self, rows: slice) -> Activation:
+        """That of some output channels."""
+        return Activation(self.name, self.p[rows], self.q[rows])
 
     @staticmethod
     def none(rows: int) -> Activation:
@@ -92,6 +99,10 @@ class Choices:
         """The rounded weights, shape (R, K)."""
         return self.base + up * self.step
 
+    def part(self, rows: slice) -> Choices:
+        """Those of some output channels."""
+        return Choices(self.weight[rows], self.base[rows], self.step[rows], self.nearest[rows])
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Layer:
@@ -109,13 +120,23 @@ class Layer:
     bias: Vector
     activation: Activation
 
-    def outputs(self, weight: Matrix, stop: int | None = None) -> Matrix:
-        """Outputs before the activation, of the first `stop` samples: shape (R, M)."""
+    def first_samples(self, count: int) -> Layer:
+        """The same layer over fewer samples; itself where it has no more."""
+        if self.inputs.shape[2] <= count:
+            return self
+        inputs, target = (np.ascontiguousarray(v[..., :count]) for v in (self.inputs, self.target))
+        return Layer(inputs, target, self.bias, self.activation)
+
+    def outputs(self, weight: Matrix) -> Matrix:
+        """Outputs before the activation, shape (R, M)."""
+        out = self._products(weight)
+        out += self.bias[:, None]
+        return out
+
+    def _products(self, weight: Matrix) -> Matrix:
         groups, columns, _ = self.inputs.shape
-        out = np.matmul(weight.reshape(groups, -1, columns), self.inputs[:, :, :stop])
-        rows = out.reshape(weight.shape[0], -1)
-        rows += self.bias[:, None]
-        return rows
+        out: Matrix = np.matmul(weight.reshape(groups, -1, columns), self.inputs)
+        return out.reshape(len(weight), -1)
 
     def activated(self, weight: Matrix) -> Matrix:
         """Outputs behind the activation, shape (R, M)."""
@@ -127,11 +148,13 @@ class Layer:
 
     def losses(self, weight: Matrix) -> NDArray[np.float64]:
         """Mean squared error of each output channel behind the activation, shape (R,)."""
-        from onnxq.algos.weight._adaround_kernels import residuals
+        from onnxq.algos.weight._adaround_kernels import add_errors
 
         found = np.zeros(weight.shape[0])
-        residuals(self.outputs(weight), self.target, self.activation.kind, self.activation.p, self.activation.q, found)
-        return found / self.inputs.shape[2]
+        after = self.activation
+        add_errors(self._products(weight), self.target, after.kind, after.p, after.q, self.bias, found)
+        found /= self.inputs.shape[2]
+        return found
 
     def gram(self) -> tuple[NDArray[np.float32], Matrix]:
         """``X Xt / M``, shape (G, K, K), and ``(Y - b) Xt / M``, shape (R, K), for a layer without activation."""
@@ -163,7 +186,7 @@ class Rounded:
 def solve(
     layer: Layer, choices: Choices, config: AdaRoundConfig, rng: np.random.Generator, *, workers: int = 1
 ) -> Rounded:
-    """Choose the roundings: AdaRound, then a local search from what it found and from rounding to nearest.
+    """Choose the roundings: local search from rounding to nearest, AdaRound, and local search from what it found.
 
     Each output channel gets the best of these; as the loss is a sum over channels, the layer is never worse than with
     rounding to nearest, on these data.
@@ -180,8 +203,9 @@ def solve(
     before = float(losses.sum())
     if not config.num_iteration or not choices.step.any():
         return Rounded(best, before, before, 0)
-    start, steps = anneal.run(layer, choices, config, rng)
-    for candidate in (start, search(layer, choices, start, workers), search(layer, choices, best, workers)):
+    searched = search(layer, choices, best, workers)
+    start, steps = anneal.run(layer, choices, config, rng, rival=searched, workers=workers)
+    for candidate in (searched, start, search(layer, choices, start, workers)):
         found = layer.losses(choices.weights(candidate))
         better = found < losses
         best = np.where(better[:, None], candidate, best)
@@ -207,7 +231,7 @@ def search(layer: Layer, choices: Choices, up: NDArray[np.uint8], workers: int =
 
 
 def _on_gram(layer: Layer, choices: Choices, up: NDArray[np.uint8], workers: int) -> NDArray[np.uint8]:
-    from onnxq.algos.weight._adaround_kernels import search_gram
+    from onnxq.algos.weight._adaround_search import search_gram
 
     gram, cross = layer.gram()
     groups, columns, _ = gram.shape
@@ -219,19 +243,65 @@ def _on_gram(layer: Layer, choices: Choices, up: NDArray[np.uint8], workers: int
 
 
 def _on_rows(layer: Layer, choices: Choices, up: NDArray[np.uint8], workers: int) -> NDArray[np.uint8]:
-    from onnxq.algos.weight._adaround_kernels import search_rows
+    """Flips on the data, then a few times: the best of a quadratic model around the roundings, and flips from there."""
+    layer = layer.first_samples(_SEARCHED)
+    _flips(layer, choices, up, workers)
+    losses = layer.losses(choices.weights(up))
+    for _ in range(_ROUNDS):
+        trial = _by_model(layer, choices, up, workers)
+        _flips(layer, choices, trial, workers)
+        found = layer.losses(choices.weights(trial))
+        better = found < losses
+        if not better.any():
+            break
+        up = np.where(better[:, None], trial, up)
+        losses = np.where(better, found, losses)
+    return up
 
-    stop = min(_SEARCHED, layer.inputs.shape[2])
-    inputs, target = (np.ascontiguousarray(v[..., :stop]) for v in (layer.inputs, layer.target))
-    z = layer.outputs(choices.weights(up), stop)
+
+def _flips(layer: Layer, choices: Choices, up: NDArray[np.uint8], workers: int) -> None:
+    from onnxq.algos.weight._adaround_search import search_rows
+
+    z = layer.outputs(choices.weights(up))
     error = choices.base - choices.weight
     span = np.where(choices.step > 0, choices.step, 1)
     order = np.argsort(np.abs(-error / span - np.float32(0.5)), axis=1, kind="stable").astype(np.int32)
-    ridge = _ridge(layer) * np.float32(stop)
+    ridge = _ridge(layer) * np.float32(z.shape[1])
     kind, p, q = layer.activation.kind, layer.activation.p, layer.activation.q
-    args = (inputs, target, error, ridge, choices.base, choices.step, order, up, z, kind, p, q)
+    args = (layer.inputs, layer.target, error, ridge, choices.base, choices.step, order, up, z, kind, p, q)
     _by_rows(lambda a, b: search_rows(*args, a, b, _SWEEPS), up.shape[0], workers)
-    return up
+
+
+def _by_model(layer: Layer, choices: Choices, up: NDArray[np.uint8], workers: int) -> NDArray[np.uint8]:
+    """The best roundings where the activation is replaced by its tangents.
+
+    Each output channel has a Gram matrix of its own then, as its tangents weigh the samples. Where these matrices would
+    take too long, channels share the unweighted one.
+    """
+    from onnxq.algos.weight._adaround_kernels import tangents
+    from onnxq.algos.weight._adaround_search import search_gram, search_model
+
+    layer = layer.first_samples(max(_MODELLED, 4 * layer.inputs.shape[1]))
+    groups, columns, count = layer.inputs.shape
+    rows, per = up.shape[0], up.shape[0] // groups
+    found, weight = up.copy(), choices.weights(up)
+    pull = layer.outputs(weight)
+    bend = np.empty_like(pull)
+    tangents(pull, layer.target, layer.activation.kind, layer.activation.p, layer.activation.q, bend)
+    slope = np.matmul(pull.reshape(groups, per, count), layer.inputs.transpose(0, 2, 1)).reshape(rows, columns)
+    ridge = _ridge(layer)
+    error = weight - choices.weight
+    slope = slope / np.float32(count) + np.repeat(ridge, per, axis=0) * error
+    if rows * columns * columns * count <= _OWN_PRODUCTS:
+        args = (layer.inputs, bend, slope, ridge, weight, choices.base, choices.step, found)
+        _by_rows(lambda a, b: search_model(*args, a, b, _MOVES), rows, workers)
+        return found
+    gram = np.matmul(layer.inputs, layer.inputs.transpose(0, 2, 1)) / np.float32(count)
+    gram[:, range(columns), range(columns)] += ridge
+    product = np.matmul(weight.reshape(groups, per, columns), gram).reshape(rows, columns)
+    cross = product - slope / np.maximum(bend.mean(axis=1, keepdims=True), np.float32(1e-3))
+    _by_rows(lambda a, b: search_gram(gram, cross, choices.base, choices.step, found, a, b, _MOVES), rows, workers)
+    return found
 
 
 def _ridge(layer: Layer) -> NDArray[np.float32]:
