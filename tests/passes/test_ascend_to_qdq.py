@@ -150,6 +150,15 @@ def test_other_widths(dst_type: str) -> None:
     assert check(model, {"x": reals(2, 8)}).opset == 21
 
 
+def test_offset_of_a_weight() -> None:
+    model = deploy(
+        [quant_node("x", "q", SCALE, -3), helper.make_node("AscendWeightQuant", ["w", "o"], ["wq"], dst_type="INT8"),
+         helper.make_node("MatMul", ["q", "wq"], ["s"]), dequant_node("s", "y", "d")],
+        {"w": codes_of(6, 5), "o": np.full(5, 7, np.int8), "d": words(0.25)}, {"x": [2, 6]}, {"y": FLOAT},
+    )  # fmt: skip
+    check(model, {"x": reals(2, 6)})
+
+
 def test_half_floats_and_roots() -> None:
     half = TensorProto.FLOAT16
     nodes = [
