@@ -169,10 +169,18 @@ def test_close_to_the_best_of_all_roundings(after: str, seed: int) -> None:
     found = solve(layer, choices, SIX, np.random.default_rng(0))
     losses = layer.losses(choices.weights(found.up))
     assert (losses <= nearest).all()
-    assert losses.sum() <= 2 * best.sum()
+    assert losses.sum() <= (1.15 if after == "identity" else 1.001) * best.sum()  # the damping counts on the Gram path
     assert best.sum() < 0.8 * nearest.sum()  # there was something to find
     assert found.loss == pytest.approx(losses.sum())
     assert found.nearest_loss == pytest.approx(nearest.sum())
+
+
+@pytest.mark.parametrize("after", ACTIVATIONS)
+def test_close_to_the_best_where_not_all_are_tried(after: str) -> None:
+    layer, choices = problem(6, 11, 300, after=after)
+    best = brute_force(layer, choices)
+    found = solve(layer, choices, SIX, np.random.default_rng(0))
+    assert found.loss <= 1.5 * best.sum()
 
 
 def test_grouped_layers_are_rounded_group_by_group() -> None:

@@ -263,3 +263,60 @@ def search_rows(
                     flips += 1
             if flips == 0:
                 break
+
+
+@kernel(types.void(f32_in3, f32_in2, f32_in2, _flags, _f32_out2, i64, f32_in, f32_in, i64, i64, i64), fastmath=SUMS)
+def search_all(
+    x: NDArray[np.float32],
+    target: NDArray[np.float32],
+    step: NDArray[np.float32],
+    up: NDArray[np.uint8],
+    z: NDArray[np.float32],
+    kind: int,
+    p: NDArray[np.float32],
+    q: NDArray[np.float32],
+    most: int,
+    begin: int,
+    end: int,
+) -> None:
+    """The best of all roundings of each row that has at most `most` choices, in Gray code: one flip at a time.
+
+    Args:
+        x: shape (G, K, M), inputs.
+        target: shape (R, M), activations wanted.
+        step: shape (R, K), what rounding up adds.
+        up: shape (R, K), result; where it starts does not matter.
+        z: shape (R, M), outputs before the activation for `up`; overwritten.
+        kind: The activation.
+        p: shape (R,), its first parameter.
+        q: shape (R,), its second parameter.
+        most: Largest number of choices.
+        begin: First row.
+        end: Row after the last.
+    """
+    per = step.shape[0] // x.shape[0]
+    columns = np.empty(step.shape[1], np.int64)
+    for r in range(begin, end):
+        count = 0
+        for k in range(step.shape[1]):
+            if step[r, k] != 0:
+                columns[count] = k
+                count += 1
+        if count > most:
+            continue
+        data, zs, best = x[r // per], z[r], up[r].copy()
+        least = moved_loss(kind, zs, zs, np.float32(0.0), target[r], p[r], q[r])
+        for number in range(1, 1 << count):
+            bit = 0
+            while not (number >> bit) & 1:
+                bit += 1
+            k = columns[bit]
+            d = -step[r, k] if up[r, k] else step[r, k]
+            for i in range(zs.size):
+                zs[i] += d * data[k, i]
+            up[r, k] = 1 - up[r, k]
+            loss = moved_loss(kind, zs, zs, np.float32(0.0), target[r], p[r], q[r])
+            if loss < least:
+                least = loss
+                best[:] = up[r]
+        up[r] = best

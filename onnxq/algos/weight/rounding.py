@@ -31,6 +31,8 @@ _MOVES = 4
 _SEARCHED = 8192
 _MODELLED = 2048
 _ROUNDS = 2
+_FEW = 9
+"""With so many weights in a channel, as in a depthwise 3 x 3 convolution, all roundings are tried."""
 _OWN_PRODUCTS = 1 << 39
 
 
@@ -243,8 +245,13 @@ def _on_gram(layer: Layer, choices: Choices, up: NDArray[np.uint8], workers: int
 
 
 def _on_rows(layer: Layer, choices: Choices, up: NDArray[np.uint8], workers: int) -> NDArray[np.uint8]:
-    """Flips on the data, then a few times: the best of a quadratic model around the roundings, and flips from there."""
+    """Try all roundings of few weights.
+
+    Of many, make flips on the data, then a few times: take the best of a quadratic model around them, flip from there.
+    """
     layer = layer.first_samples(_SEARCHED)
+    if up.shape[1] <= _FEW:
+        return _all(layer, choices, up, workers)
     _flips(layer, choices, up, workers)
     losses = layer.losses(choices.weights(up))
     for _ in range(_ROUNDS):
@@ -256,6 +263,15 @@ def _on_rows(layer: Layer, choices: Choices, up: NDArray[np.uint8], workers: int
             break
         up = np.where(better[:, None], trial, up)
         losses = np.where(better, found, losses)
+    return up
+
+
+def _all(layer: Layer, choices: Choices, up: NDArray[np.uint8], workers: int) -> NDArray[np.uint8]:
+    from onnxq.algos.weight._adaround_search import search_all
+
+    after, z = layer.activation, layer.outputs(choices.weights(up))
+    args = (layer.inputs, layer.target, choices.step, up, z, after.kind, after.p, after.q, _FEW)
+    _by_rows(lambda a, b: search_all(*args, a, b), up.shape[0], workers)
     return up
 
 
