@@ -22,7 +22,7 @@ _STEPS = 10
 _PREFIX = "onnxq.extremes"
 _END = int(np.iinfo(np.int64).max)
 
-LARGE = 1 << 16
+LARGE = 1 << 14
 """Of tensors with so many values in a sample, the histogram counts some only; ranges are always exact."""
 THINNING = 4
 """It counts every so many-th row or value."""
