@@ -66,7 +66,8 @@ ACTIVATIONS = st.fixed_dictionaries(
         ),
     },
 )
-WEIGHTS = st.fixed_dictionaries({}, optional={**TENSOR, "method": st.sampled_from(["absmax", "mse", "adaround", "nuq"])})
+WEIGHT_METHODS = ["absmax", "mse", "adaround", "nuq"]
+WEIGHTS = st.fixed_dictionaries({}, optional={**TENSOR, "method": st.sampled_from(WEIGHT_METHODS)})
 NAME = st.text("abC*?/._0", min_size=1, max_size=4)
 SELECTOR = st.one_of(*(st.fixed_dictionaries({key: NAME}) for key in ("node", "name", "op_type")))
 RULE = st.one_of(
@@ -305,7 +306,7 @@ def test_schema_describes_every_key() -> None:
         assert part["description"]
         for key, value in part["properties"].items():
             assert key in ("name", "kind", "per_block") or value["description"], key
-    assert json_names("WeightConfig") == ["absmax", "mse", "adaround", "nuq"]
+    assert json_names("WeightConfig") == WEIGHT_METHODS
     json.dumps(schema)
 
 
