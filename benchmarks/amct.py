@@ -32,6 +32,8 @@ from onnxq.live import LiveCalibration
 
 TWINS = 50
 """Samples on which the twin is compared with the simulation."""
+JUDGED = 100
+"""Samples that an evaluator looks at."""
 SAMPLES = 32
 """Calibration: AMCT recommends batch_num times batch size of 16 or 32."""
 
@@ -137,7 +139,10 @@ class Evaluator(amct.AutoCalibrationEvaluatorBase):
     def __init__(self, case: Case, threads: int, most: float) -> None:
         self._calib = case.calib()[:SAMPLES]
         self._case = case
-        self._reference = Float(case.model, *case.evaluation(), threads)
+        feeds, labels = case.evaluation()
+        self._reference = Float(
+            case.model, list(islice(_flat(feeds), JUDGED)), None if labels is None else labels[:JUDGED], threads
+        )
         self._most = most
 
     def calibration(self, model: LiveCalibration) -> None:

@@ -35,6 +35,8 @@ class QuantContext:
         params: Scale and zero point by tensor name, for activations, weights and biases.
         factors: The numbers by layer, for targets that want them so.
         balance: What the input channels of a layer were divided by, by node name.
+        rounded: Weights that AdaRound has rounded before, by what they were rounded for: they are taken again. Empty
+            unless whoever tries one recipe after the other wants that.
         clusters: The codes that a layer's weight uses where it does not use all, by node name.
         twin: The same model in operators that run here, where the target's own do not.
         reports: One per pass that ran.
@@ -54,6 +56,7 @@ class QuantContext:
     params: dict[str, QuantParams] = field(default_factory=dict)
     factors: dict[str, LayerFactors] = field(default_factory=dict)
     balance: dict[str, NDArray[np.float32]] = field(default_factory=dict)
+    rounded: dict[tuple[str, str, bytes], NDArray[np.float32]] = field(default_factory=dict)
     clusters: dict[str, NDArray[np.int8]] = field(default_factory=dict)
     twin: GraphModel | None = None
     reports: list[PassReport] = field(default_factory=list)

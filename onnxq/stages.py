@@ -10,6 +10,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
+import numpy as np
+from numpy.typing import NDArray
+
 from onnxq.calib.readers import DataLike
 from onnxq.context import QuantContext
 from onnxq.errors import RecipeError
@@ -39,6 +42,8 @@ from onnxq.pipeline import (
 from onnxq.plan import Plan
 from onnxq.recipe import Recipe
 
+Rounded = dict[tuple[str, str, bytes], NDArray[np.float32]]
+"""Weights that AdaRound has rounded, by what they were rounded for."""
 _MEASURED = frozenset({Fact.NAMED, Fact.CONSTANTS_LIFTED, Fact.SHAPES, Fact.STATS})
 
 
@@ -79,12 +84,14 @@ class Measured:
     context: QuantContext = field(repr=False)
     notes: tuple[str, ...] = ()
 
-    def choose(self, recipe: RecipeLike | None = None) -> Chosen:
+    def choose(self, recipe: RecipeLike | None = None, *, rounded: Rounded | None = None) -> Chosen:
         """Choose scales, zero points and rounded weights; the calibration is not repeated.
 
         Args:
             recipe: What is wanted, if not what was measured for. It may differ in everything but what was done
                 to the float model before it was measured: fusion, equalization, balancing.
+            rounded: What AdaRound has done for other recipes, to be taken again for layers with the same numbers,
+                and added to: saves time, and makes the result depend on what was chosen before.
 
         Raises:
             RecipeError: If the recipe differs in more, or does not fit the model.
@@ -92,7 +99,8 @@ class Measured:
         wanted = self.context.recipe if recipe is None else recipe_of(recipe, None)
         _check_same_preparation(self.context.recipe, wanted)
         graph = self.graph.copy()
-        ctx = replace(self.context, recipe=wanted, params={}, ranges={}, factors={}, reports=[])
+        ctx = replace(self.context, recipe=wanted, params={}, ranges={}, factors={}, reports=[], clusters={})
+        ctx.rounded = {} if rounded is None else rounded
         steps: list[Pass] = [SelectLayers(), *choice(wanted), CollectFactors()]
         run_passes(PassManager(steps, initial=_MEASURED), graph, ctx)
         reports = (*self.context.reports, *ctx.reports)

@@ -13,8 +13,10 @@ import pytest
 import onnxq
 from onnxq import stages
 from onnxq.calib.feeds import Feed
+from onnxq.calib.readers import as_reader
 from onnxq.errors import CalibrationError, DataError, RecipeError, RecordError
 from onnxq.live import LiveCalibration
+from onnxq.passes._inputs import inputs_of
 from onnxq.result import twin_path
 from tests.graphs import build, normal, run
 
@@ -75,6 +77,20 @@ def test_another_recipe_chooses_anew_from_the_same_statistics() -> None:
     assert list(symmetric.factors) == ["c1"]
     assert symmetric.factors["c1"].offset_d == 0 != first.factors["fc"].offset_d
     assert list(measured.choose().factors) == ["c1", "fc"]  # and the first choice is not disturbed
+
+
+def test_rounded_weights_are_taken_again_where_that_is_wanted() -> None:
+    recipe = AMCT | {"weights": {"bits": 4, "method": {"name": "adaround", "num_iteration": 20}}}
+    measured = stages.measure(net(), data(), recipe=recipe)
+    known: stages.Rounded = {}
+    first = measured.choose(rounded=known)
+    assert {node for node, _, _ in known} == {"c1", "fc"}
+    measured.context.reader = as_reader(data(1), inputs_of(measured.graph))  # others, so that new ones would differ
+    again = measured.choose(rounded=known)
+    both = [stages.insert(c.graph, c.factors).deploy.to_proto().SerializeToString() for c in (first, again)]
+    assert both[0] == both[1]
+    anew = measured.choose()
+    assert stages.insert(anew.graph, anew.factors).deploy.to_proto().SerializeToString() != both[0]
 
 
 def test_what_was_done_before_measuring_cannot_differ() -> None:

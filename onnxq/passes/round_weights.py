@@ -151,10 +151,32 @@ class _Rounder:
         self._chosen: dict[str, NDArray[np.float32]] = {}
         self._workers = thread_count(ctx.threads)
         self._notes: list[str] = []
+        self._take_known()
+
+    def _take_known(self) -> None:
+        """Take what was rounded before for the same numbers."""
+        for name, layers in list(self._waiting.items()):
+            for layer in layers:
+                if (key := self._key(layer)) in self._ctx.rounded:
+                    self._chosen[layer.plan.key] = self._ctx.rounded[key]
+            if all(layer.plan.key in self._chosen for layer in layers):
+                del self._waiting[name]
+
+    def _key(self, layer: _Layer) -> tuple[str, str, bytes]:
+        return layer.plan.node, repr(layer.plan.method), self._ctx.params[layer.plan.key].scale.tobytes()
 
     def run(self) -> list[str]:
         """Round all layers; returns a note for each."""
+        if self._waiting:
+            self._round_waiting()
+        for weight in self._plan.weights:
+            if weight.key in self._chosen and isinstance(weight.method, AdaRound):
+                _replace(self._graph, weight, self._chosen[weight.key])
+        return self._notes
+
+    def _round_waiting(self) -> None:
         feeds, samples = self._feeds()
+        self._notes.append(f"{self._total} weights rounded over {samples} samples")
         given = {t.name for t in self._graph.inputs}
         for name in [n for n in self._waiting if n in given]:
             values = [np.asarray(feed[name]) for feed in feeds]
@@ -176,10 +198,6 @@ class _Rounder:
                 name, wanted = reference.advance()
                 _, values = runner.advance()
                 self._round(name, values, wanted)
-        for weight in self._plan.weights:
-            if weight.key in self._chosen and isinstance(weight.method, AdaRound):
-                _replace(self._graph, weight, self._chosen[weight.key])
-        return [f"{self._total} weights rounded over {samples} samples", *self._notes]
 
     def _feeds(self) -> tuple[list[Feed], int]:
         ctx = self._ctx
@@ -218,6 +236,7 @@ class _Rounder:
         found = rounding.solve(problem, choices, layer.config, rng, workers=self._workers)
         reals = from_rows(linear, choices.weights(found.up))
         self._chosen[plan.key] = fake_quantize(reals, self._ctx.params[plan.key])
+        self._ctx.rounded[self._key(layer)] = self._chosen[plan.key]
         gain = found.loss / found.nearest_loss if found.nearest_loss else 1.0
         self._notes.append(
             f"{plan.node}: squared error {found.nearest_loss:.3g} to {found.loss:.3g} ({gain:.0%}), "

@@ -121,7 +121,7 @@ def test_a_shared_weight_is_rounded_once_for_all_its_readers() -> None:
     assert not np.array_equal(values[0], fake_quantize(normal(4, 4, 3, 3), ctx.params["W"]))
 
 
-def test_a_weight_that_is_a_graph_output_keeps_its_floats_there() -> None:
+def test_a_weight_that_another_node_reads_keeps_its_floats_there() -> None:
     model = build("g (float[N,4] x) => (float[N,6] y) { [m] y = MatMul (x, W) }", W=normal(4, 6))
     graph, ctx = prepared(model, mixed(64, 4))
     report = apply(graph, RoundWeights(), ctx=ctx)

@@ -99,7 +99,7 @@ def _apply_fix(entry: dict[str, Any], fix: Fix) -> None:
     if fix is Fix.PER_CHANNEL:
         weights["channel_wise"] = True
     elif fix is Fix.ADAROUND:
-        rounding = {"num_iteration": 10000, "reg_param": 0.01, "beta_range": [20, 2], "warm_start": 0.2}
+        rounding = {"num_iteration": 200, "reg_param": 0.01, "beta_range": [20, 2], "warm_start": 0.2}
         weights.update({"wts_algo": "ada_quantize", **rounding})
 
 

@@ -33,6 +33,10 @@ from onnxq.tune.single_layer import compare_layers
 Feeds = Callable[[], Iterator[dict[str, NDArray[Any]]]]
 
 
+_ROUNDING = AdaRound(num_iteration=200, samples=32)
+"""As the search tries it: few steps, because nearly all of the gain is that of the local search behind them."""
+
+
 class Evaluator(Protocol):
     """What `AutoCalibrationEvaluatorBase` has."""
 
@@ -61,6 +65,7 @@ class ModelProber:
         self._evaluator = evaluator
         self._folder = folder
         self._calibrations = 0
+        self._rounded: stages.Rounded = {}
         self._chosen: dict[frozenset[tuple[str, object]], stages.Chosen] = {}
 
     @property
@@ -91,7 +96,7 @@ class ModelProber:
         key = frozenset((layer, choice) for layer, choice in settings.items() if choice != AS_CONFIGURED)
         if key not in self._chosen:
             self._chosen.clear()  # the last one is asked for again when it is the best
-            self._chosen[key] = self._measured.choose(self.recipe(settings))
+            self._chosen[key] = self._measured.choose(self.recipe(settings), rounded=self._rounded)
         return self._chosen[key]
 
     def probe(self, settings: Settings) -> object:
@@ -145,4 +150,4 @@ def _rules(layer: str, quantize: bool, fixes: Collection[Fix]) -> Iterator[Rule]
         elif fix is Fix.PER_CHANNEL:
             yield Rule(match=match, weights=WeightConfig(granularity="per_axis"))
         elif fix is Fix.ADAROUND:
-            yield Rule(match=match, weights=WeightConfig(method=AdaRound()))
+            yield Rule(match=match, weights=WeightConfig(method=_ROUNDING))

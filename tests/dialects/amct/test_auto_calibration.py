@@ -442,7 +442,7 @@ class TestApplySettings:
     def test_weights(self):
         found = self.applied(Fix.PER_CHANNEL, Fix.ADAROUND)["weight_quant_params"]
         assert found == {
-            "num_bits": 8, "wts_algo": "ada_quantize", "channel_wise": True, "num_iteration": 10000,
+            "num_bits": 8, "wts_algo": "ada_quantize", "channel_wise": True, "num_iteration": 200,
             "reg_param": 0.01, "beta_range": [20, 2], "warm_start": 0.2,
         }  # fmt: skip
 
