@@ -122,14 +122,17 @@ def test_a_shared_weight_is_rounded_once_for_all_its_readers() -> None:
 
 
 def test_a_weight_that_another_node_reads_keeps_its_floats_there() -> None:
-    model = build("g (float[N,4] x) => (float[N,6] y) { [m] y = MatMul (x, W) }", W=normal(4, 6))
+    weight = normal(4, 6)
+    model = build(
+        "g (float[N,4] x) => (float[N,6] y, float[4,6] z) { [m] y = MatMul (x, W) [n] z = Neg (W) }", W=weight
+    )
     graph, ctx = prepared(model, mixed(64, 4))
     report = apply(graph, RoundWeights(), ctx=ctx)
     assert report.changed == 1
-    assert [o.name for o in graph.outputs] == ["y"]
-    np.testing.assert_array_equal(
-        run(graph, {"x": np.eye(4, dtype=np.float32)})["y"], graph.value(graph.node("m").inputs[1])
-    )
+    found = run(graph, {"x": np.eye(4, dtype=np.float32)})
+    np.testing.assert_array_equal(found["z"], -weight)
+    np.testing.assert_array_equal(found["y"], graph.value(graph.node("m").inputs[1]))
+    assert (found["y"] != weight).any()
 
 
 def test_what_cannot_be_rounded_is_told() -> None:
