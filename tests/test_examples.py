@@ -13,6 +13,12 @@ ROOT = Path(__file__).resolve().parent.parent
 EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
 
 PROMISES = {
+    "amct_flow.py": [
+        "calibrated: True",
+        "written: net_deploy_model.onnx, net_fake_quant_model.onnx, net_quant.json",
+        "stem/conv: scale_d 0.0",
+        "simulated exactly: accuracy 9",
+    ],
     "own_pass.py": ["before: ", "ClipToRelu", "0 Clip"],
     "fuse_equalize_verify.py": ["FuseBatchNorm", "saved 01_AssignNames.onnx to 07_Sweep.onnx", " alone: "],
     "custom_pipeline.py": [
