@@ -1,7 +1,8 @@
 """Latency of the quantized models over the float one and over onnxruntime.quantization's result.
 
-Batch 1, sessions with all optimizations. The three models take turns, run by run; ratios are medians of
-the ratios of one turn. Whether the CPU has VNNI decides how much integer kernels gain.
+Batch 1, sessions with all optimizations. The three models take turns, a few runs at a time; ratios are medians
+of the ratios of one turn. Between turns nothing runs for a moment: the threads of a session spin for a while after its
+last run, and would take the processor from the next model. Whether the CPU has VNNI decides how much integer kernels gain.
 """
 
 from __future__ import annotations
@@ -21,6 +22,10 @@ import onnxq
 SECONDS = 6.0
 """About how long one model is measured in one round."""
 WARM_UP = 10
+RUNS = 10
+"""Runs of one model in one turn."""
+REST = 0.05
+"""Seconds in front of each turn."""
 
 
 def alternated(models: dict[str, str], threads: int, seconds: float) -> tools.Row:
@@ -41,10 +46,15 @@ def alternated(models: dict[str, str], threads: int, seconds: float) -> tools.Ro
     order = list(sessions)
     while time.perf_counter() < end:
         for name in order:
-            start = time.perf_counter()
+            time.sleep(REST)
             sessions[name].run(None, feed)
-            times[name].append(time.perf_counter() - start)
-        order.reverse()  # a session's threads still spin a while when the next one starts
+            found = []
+            for _ in range(RUNS):
+                start = time.perf_counter()
+                sessions[name].run(None, feed)
+                found.append(time.perf_counter() - start)
+            times[name].append(statistics.median(found))
+        order.reverse()
     row: tools.Row = {name: 1000 * statistics.median(values) for name, values in times.items()}
     for over in ("float", "onnxruntime"):
         for name in times:

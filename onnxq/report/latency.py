@@ -14,6 +14,8 @@ from onnxq.runtime import Session
 _WARM_UP = 3
 _ROUNDS = (7, 200)
 _SHORTEST = 1e-3
+_REST = 0.02
+"""Seconds in front of each measurement: the threads of the other session spin for a while after its last run."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +64,8 @@ def measure(reference: Session, quantized: Session, feed: Feed, *, threads: int 
     end = time.perf_counter() + seconds
     while len(times[0]) < _ROUNDS[0] or (time.perf_counter() < end and len(times[0]) < _ROUNDS[1]):
         for run, count, found in zip(runs, repeats, times, strict=True):
+            time.sleep(_REST)
+            run()
             found.append(_seconds(run, count) / count)
     first, second = (1e3 * statistics.median(found) for found in times)
     return Latency(first, second, len(times[0]), threads)
