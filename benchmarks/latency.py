@@ -2,7 +2,8 @@
 
 Batch 1, sessions with all optimizations. The three models take turns, a few runs at a time; ratios are medians
 of the ratios of one turn. Between turns nothing runs for a moment: the threads of a session spin for a while after its
-last run, and would take the processor from the next model. Whether the CPU has VNNI decides how much integer kernels gain.
+last run, and would take the processor from the next model. Whether the CPU has VNNI decides how much integer kernels
+gain.
 """
 
 from __future__ import annotations

@@ -3,6 +3,8 @@
 Only the session differs from a script for AMCT: `quantize_model` returns the model to run.
 """
 
+import os
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +27,8 @@ common_config : {
 }
 """
 
+folder = tempfile.TemporaryDirectory()
+os.chdir(folder.name)
 Path("quant.cfg").write_text(CONFIG)
 amct.create_quant_config("config.json", MODEL, config_defination="quant.cfg")
 
@@ -45,3 +49,5 @@ test = dict(np.load(MODELS / "data" / "digits_test.npz"))
 labels = np.load(MODELS / "data" / "digits_test_labels.npy")
 exact = make_session(simulate_model("net_deploy_model.onnx").graph).run(None, test)[0]
 print(f"deploy model, simulated exactly: accuracy {(exact.argmax(axis=1) == labels).mean():.2%}")
+os.chdir(MODELS)  # a folder that is in use cannot be removed everywhere
+folder.cleanup()
