@@ -195,7 +195,7 @@ class Recipe(Model):
         return Resolver(self.activations, self.weights, self._labelled_rules(), self.balance)
 
     def _labelled_rules(self) -> list[tuple[str, Rule]]:
-        rules = [(f"rules[{i}] of the recipe ({rule.match})", rule) for i, rule in enumerate(self.rules)]
+        rules = [(rule.note or f"rules[{i}] of the recipe ({rule.match})", rule) for i, rule in enumerate(self.rules)]
         return rules + skip_rules(self.skip)
 
     def resolve(self, node_name: str, op_type: str) -> Settings:

@@ -57,6 +57,7 @@ class Rule(Model):
     """
 
     match: Selector = Field(description="Which nodes.")
+    note: Name | None = Field(default=None, description="Why the rule is there; told where it decides about a node.")
     skip: Flag | None = Field(default=None, description="Leave these nodes float.")
     quantize: Flag | None = Field(default=None, description="Quantize these nodes though the target leaves them float.")
     inputs: tuple[Index, ...] | None = Field(

@@ -185,7 +185,7 @@ def _rules(resolved: Resolved) -> Iterator[Rule]:
     for name, found in resolved.layers.items():
         match = Selector(node=name)
         if not found.quant_enable:
-            yield Rule(match=match, skip=True)
+            yield Rule(match=match, skip=True, note="the configuration leaves it float")
             continue
         yield Rule(
             match=match,
