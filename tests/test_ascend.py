@@ -80,8 +80,9 @@ def test_models_of_our_own_go_to_ascend_and_back(name: str) -> None:
     assert np.abs(twin - original).max() <= 0.01 * size  # where a pair was dropped, its rounding is missing
     np.testing.assert_allclose(exact, twin, rtol=0, atol=1e-6 * size)
     # Q/DQ divides by the scale where Ascend multiplies by its reciprocal: a value between two codes may take the other
-    assert np.abs(back - exact).max() <= 0.01 * size
-    assert np.square(back - exact).sum() <= 1e-4 * np.square(exact).sum()
+    gaps = np.abs(back - exact).reshape(len(back), -1).max(axis=1)
+    assert np.median(gaps) <= 1e-5 * size
+    assert gaps.max() <= 0.01 * size
 
 
 def test_numbers_of_the_model_are_those_of_the_words() -> None:

@@ -309,13 +309,15 @@ def _quantize_everything(model: onnx.ModelProto) -> float:
     return seconds
 
 
-@pytest.mark.parametrize("size", [1500, pytest.param(5000, marks=pytest.mark.slow, id="thirty-thousand-edits")])
-def test_row_13_quantizing_every_tensor_takes_linear_time(size: int) -> None:
-    """Quadratic time would be 4; what caches and allocators add to 2 differs between versions of Python."""
+@pytest.mark.parametrize(
+    ("size", "limit"), [(1500, 3.0), pytest.param(5000, 2.3, marks=pytest.mark.slow, id="thirty-thousand-edits")]
+)
+def test_row_13_quantizing_every_tensor_takes_linear_time(size: int, limit: float) -> None:
     small, big = _chain(size), _chain(2 * size)
-    short = min(_quantize_everything(small) for _ in range(3))
-    long = min(_quantize_everything(big) for _ in range(3))
-    assert long / short <= 3.4, f"{short:.2f} s for {size} nodes, {long:.2f} s for twice as many"
+    # in turn, so that a moment in which the machine is slow hits both
+    turns = [(_quantize_everything(small), _quantize_everything(big)) for _ in range(4)]
+    short, long = (min(seconds) for seconds in zip(*turns, strict=True))
+    assert long / short <= limit, f"{short:.2f} s for {size} nodes, {long:.2f} s for twice as many"
 
 
 def _rewire_hub(size: int) -> float:
