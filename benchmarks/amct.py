@@ -24,6 +24,7 @@ from datasets import Case, Feed, cases
 
 import onnxq
 from onnxq.ascend import simulate_model
+from onnxq.calib.chunks import samples
 from onnxq.dialects import amct
 from onnxq.dialects.amct.config import AmctConfig
 from onnxq.dialects.amct.job import prepare
@@ -104,12 +105,6 @@ def words_fit(made: Deployed) -> bool:
     return True
 
 
-def _flat(feeds: list[Feed]) -> Iterator[Feed]:
-    for feed in feeds:
-        count = len(next(iter(feed.values())))
-        yield from ({name: x[k : k + 1] for name, x in feed.items()} for k in range(count))
-
-
 def deployed(options: tools.Options) -> tools.Table:
     """What is lost, and how exact the twin is."""
     rows: list[tools.Row] = []
@@ -123,7 +118,7 @@ def deployed(options: tools.Options) -> tools.Table:
                 row: tools.Row = {"model": case.name, "calibrated with": case.feed, "recipe": name}
                 row |= {k: v for k, v in reference.distance(made.simulated).items() if k != "agree %"}
                 row["twin dB"] = reference.distance(made.twin)["SQNR dB"]
-                gap = difference(made.simulated, made.twin, islice(_flat(feeds), TWINS), options.threads)
+                gap = difference(made.simulated, made.twin, islice(samples(feeds), TWINS), options.threads)
                 row |= {"twin - deploy, of range": f"{gap:.1e}", "words": "equal" if words_fit(made) else "differ"}
                 rows.append(row)
     notes = [
@@ -141,7 +136,7 @@ class Evaluator(amct.AutoCalibrationEvaluatorBase):
         self._case = case
         feeds, labels = case.evaluation()
         self._reference = Float(
-            case.model, list(islice(_flat(feeds), JUDGED)), None if labels is None else labels[:JUDGED], threads
+            case.model, list(islice(samples(feeds), JUDGED)), None if labels is None else labels[:JUDGED], threads
         )
         self._most = most
 

@@ -177,9 +177,8 @@ class Extremes:
         np.maximum(self.highs, highs, out=self.highs)
         np.minimum(self.lows, lows, out=self.lows)
         for number, item in enumerate(items):
-            self.counts[number] += (
-                int(found[f"{_PREFIX}.{number}.size"]) if item.counted else item.count(rows)
-            )  # fmt: skip
+            counted = int(found[f"{_PREFIX}.{number}.size"]) if item.counted else item.count(rows)
+            self.counts[number] += counted
         return ()
 
     def _broken(
@@ -220,9 +219,8 @@ class Extremes:
             absmax = None
             if StatKind.CHANNEL_ABSMAX in item.point.kinds:
                 absmax = np.maximum(np.abs(lows), np.abs(highs))
-            found[item.point.tensor] = TensorStats(
-                float(lows.min()) + 0.0, float(highs.max()) + 0.0, count, None, absmax
-            )  # fmt: skip
+            smallest, largest = float(lows.min()) + 0.0, float(highs.max()) + 0.0
+            found[item.point.tensor] = TensorStats(smallest, largest, count, None, absmax)
         return found
 
 

@@ -16,7 +16,6 @@ from onnxq.passes._ascend_ops import (
     ASCEND_OPS,
     PASSIVE,
     DequantNumbers,
-    has_half,
     infer_sizes,
     raise_opset,
     read_anti_quant,
@@ -24,8 +23,9 @@ from onnxq.passes._ascend_ops import (
     read_quant,
     refuse_unknown,
 )
+from onnxq.passes._ascend_walk import AscendWalk, check_rewritten
 from onnxq.passes._base import Fact, Pass, PassReport
-from onnxq.passes._linear import LINEAR_OPS, describe, kind, optional_input
+from onnxq.passes._linear import LINEAR_OPS, describe, optional_input
 from onnxq.spec import QType
 
 if TYPE_CHECKING:
@@ -96,61 +96,35 @@ class AscendToQdq(Pass):
         Raises:
             GraphError: If there is one.
         """
-        for node in graph.nodes(*ASCEND_OPS):
-            raise GraphError(f"{describe(node)} is still there")
+        check_rewritten(graph)
 
 
-class _Conversion:
+class _Conversion(AscendWalk):
+    verb = "convert"
+
     def __init__(self, graph: GraphModel) -> None:
-        self._graph = graph
+        super().__init__(graph)
         self._held: dict[str, _Numbers] = {}
         self._sums: dict[str, Node] = {}
         self._coded: dict[str, Tensor] = {}
         self._done: dict[str, NDArray[np.float32]] = {}
         self._weights: dict[tuple[str, bytes, bool], Tensor] = {}
-        self._half = has_half(graph)
         self._outputs = {t.name: graph.dtype(t) for t in graph.outputs}
 
-    def run(self) -> int:
-        """Rewrite all nodes in order; returns how many."""
-        changed = sum(self._node(node) for node in self._graph.nodes())
-        for tensor in self._graph.outputs:
-            self._give(tensor)
-        for node in self._graph.nodes("AscendWeightQuant"):
-            if not self._graph.consumers(node.outputs[0]):
-                self._graph.remove_node(node)
-        self._graph.sort()
-        return changed
+    def _holds(self, name: str) -> str:
+        return "codes" if name in self._held else "sums of products" if name in self._sums else ""
 
-    def _node(self, node: Node) -> bool:
+    def _between(self, node: Node, held: str) -> None:
         op = str(node.op)
-        if op in ASCEND_OPS:
-            handlers = {"AscendQuant": self._quant, "AscendDequant": self._dequant, "AscendAntiQuant": self._anti_quant}
-            if op in handlers:
-                handlers[op](node)
-            return True
-        held = [t.name for t in node.inputs if t.name in self._held or t.name in self._sums]
-        if not held:
-            return False
-        if kind(node) != op:
-            self._unexpected(node, held[0])
-        if held[0] in self._sums:
-            self._pass_sums_on(node, held[0])
+        if held in self._sums:
+            self._pass_sums_on(node, held)
         elif op in (*LINEAR_OPS, "AveragePool"):
             self._sums[node.outputs[0].name] = node
             self._floats(node.outputs[0])
         elif op in PASSIVE or op in ("Concat", "Pad"):
             self._pass_on(node)
         else:
-            self._unexpected(node, held[0])
-        return True
-
-    def _unexpected(self, node: Node, held: str) -> None:
-        what = "codes" if held in self._held else "sums of products"
-        raise GraphError(
-            f"{describe(node)} reads {held!r}, which holds {what}; onnxq cannot convert it between a quantization "
-            "and the AscendDequant or AscendAntiQuant that ends it"
-        )
+            self._unexpected(node, held)
 
     def _floats(self, tensor: Tensor) -> None:
         if self._graph.read_by_subgraph(tensor):
@@ -242,12 +216,8 @@ class _Conversion:
         graph, numbers = self._graph, self._held.get(tensor.name)
         if numbers is None:
             return
-        maker, name = graph.producer(tensor), tensor.name
-        index = next(i for i, t in enumerate(maker.outputs) if t is tensor)
-        floats = graph.new_variable(f"{name}_float", np.float32, graph.shape(tensor))
-        uses = graph.consumers(tensor)
-        graph.replace_output(maker, index, floats)
-        graph.replace_uses(tensor, floats, uses)
+        name = tensor.name
+        floats = self._take_over(tensor, f"{name}_float", np.float32)
         constants = self._constants(f"{name}_output", numbers)
         graph.set_type(tensor, graph.dtype(constants[1]), graph.shape(tensor))
         graph.add_node("QuantizeLinear", [floats, *constants], name=f"{name}_quantize", outputs=[tensor])

@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 from onnxq.algos.ascend_words import pack_words, quant_scale
 from onnxq.errors import GraphError
 from onnxq.graph import GraphModel, Node, Tensor
-from onnxq.passes._ascend_clips import relax_clips
-from onnxq.passes._ascend_layers import AscendLayer, Entry, edit_constants, find_layers
+from onnxq.passes._ascend_insertion import LayerWriter
+from onnxq.passes._ascend_layers import AscendLayer, Entry
 from onnxq.passes._base import Fact, Pass, PassReport
 from onnxq.passes._linear import optional_input
 
@@ -60,15 +60,7 @@ class InsertAscend(Pass):
         Raises:
             RecordError: If the factors do not fit the graph, or a bias does not fit into int32.
         """
-        layers = find_layers(graph, ctx.factors, s19=ctx.recipe.fp16_scales)
-        relaxed = relax_clips(graph, layers)
-        edit_constants(graph, layers, as_floats=False)
-        writer = _Writer(graph)
-        for layer in layers:
-            writer.write(layer)
-        graph.sort()
-        notes = (f"{relaxed} Clips became Relus: the codes behind them saturate below the limit",) if relaxed else ()
-        return PassReport(changed=len(layers), notes=notes)
+        return _Writer(graph).insert(ctx, as_floats=False)
 
     def verify(self, graph: GraphModel, ctx: QuantContext) -> None:
         """Raise `GraphError` if a layer of the record does not read codes."""
@@ -77,17 +69,8 @@ class InsertAscend(Pass):
                 raise GraphError(f"layer {name!r} has factors and reads no codes")
 
 
-class _Writer:
-    def __init__(self, graph: GraphModel) -> None:
-        self._graph = graph
-        self._codes: dict[object, Tensor] = {}
-
-    def write(self, layer: AscendLayer) -> None:
-        for entry in layer.entries:
-            codes = self._quant(entry)
-            if layer.scale is None:
-                codes = self._anti_quant(layer, entry, codes)
-            self._graph.set_input(entry.node, entry.index, codes)
+class _Writer(LayerWriter):
+    def _finish(self, layer: AscendLayer) -> None:
         if layer.pad is not None:
             self._pad_with_zero(layer, layer.pad)
         if layer.wts_bits == 4:

@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 from onnxq.algos.ascend_words import quant_scale
 from onnxq.errors import GraphError
 from onnxq.graph import GraphModel, Tensor
-from onnxq.passes._ascend_clips import relax_clips
-from onnxq.passes._ascend_layers import AscendLayer, Entry, edit_constants, find_layers
+from onnxq.passes._ascend_insertion import LayerWriter
+from onnxq.passes._ascend_layers import AscendLayer, Entry
 from onnxq.passes._base import Fact, Pass, PassReport
 from onnxq.spec import code_bounds
 
@@ -51,15 +51,7 @@ class InsertAscendFake(Pass):
         Raises:
             RecordError: If the factors do not fit the graph, or a bias does not fit into int32.
         """
-        layers = find_layers(graph, ctx.factors, s19=ctx.recipe.fp16_scales)
-        relaxed = relax_clips(graph, layers)
-        edit_constants(graph, layers, as_floats=True)
-        writer = _Writer(graph)
-        for layer in layers:
-            writer.write(layer)
-        graph.sort()
-        notes = (f"{relaxed} Clips became Relus: the codes behind them saturate below the limit",) if relaxed else ()
-        return PassReport(changed=len(layers), notes=notes)
+        return _Writer(graph).insert(ctx, as_floats=True)
 
     def verify(self, graph: GraphModel, ctx: QuantContext) -> None:
         """Raise `GraphError` if a layer of the record is not followed by its factor."""
@@ -68,17 +60,8 @@ class InsertAscendFake(Pass):
                 raise GraphError(f"layer {name!r} has factors and computes without them")
 
 
-class _Writer:
-    def __init__(self, graph: GraphModel) -> None:
-        self._graph = graph
-        self._codes: dict[object, Tensor] = {}
-
-    def write(self, layer: AscendLayer) -> None:
-        for entry in layer.entries:
-            codes = self._quant(entry)
-            if layer.scale is None:
-                codes = self._anti_quant(layer, entry, codes)
-            self._graph.set_input(entry.node, entry.index, codes)
+class _Writer(LayerWriter):
+    def _finish(self, layer: AscendLayer) -> None:
         if layer.scale is not None:
             self._dequant(layer, layer.scale)
 

@@ -15,7 +15,6 @@ from onnxq.passes._ascend_constants import read_bias, read_fill, read_weight
 from onnxq.passes._ascend_ops import (
     ASCEND_OPS,
     PASSIVE,
-    has_half,
     infer_sizes,
     raise_opset,
     read_anti_quant,
@@ -23,6 +22,7 @@ from onnxq.passes._ascend_ops import (
     read_quant,
     refuse_unknown,
 )
+from onnxq.passes._ascend_walk import AscendWalk, check_rewritten
 from onnxq.passes._base import Fact, Pass, PassReport
 from onnxq.passes._integer_ops import IntegerWriter, Part, transposed_weight
 from onnxq.passes._linear import LINEAR_OPS, describe, kind, optional_input
@@ -105,49 +105,30 @@ class SimulateAscend(Pass):
         Raises:
             GraphError: If there is one.
         """
-        for node in graph.nodes(*ASCEND_OPS):
-            raise GraphError(f"{describe(node)} is still there")
+        check_rewritten(graph)
 
 
-class _Simulation:
+class _Simulation(AscendWalk):
+    verb = "simulate"
+
     def __init__(self, graph: GraphModel) -> None:
-        self._graph = graph
+        super().__init__(graph)
         self._write = IntegerWriter(graph)
         self._codes: dict[str, _Codes] = {}
         self._sums: dict[str, _Sums] = {}
-        self._half = has_half(graph)
         self._declared = {t.name: graph.dtype(t) for t in graph.outputs}
 
-    def run(self) -> int:
-        """Rewrite all nodes in order; returns how many."""
-        changed = sum(self._node(node) for node in self._graph.nodes())
-        for tensor in self._graph.outputs:
-            self._give(tensor)
-        for node in self._graph.nodes("AscendWeightQuant"):
-            if not self._graph.consumers(node.outputs[0]):
-                self._graph.remove_node(node)
-        self._graph.sort()
-        return changed
+    def _holds(self, name: str) -> str:
+        return "codes" if name in self._codes else "sums of products" if name in self._sums else ""
 
-    def _node(self, node: Node) -> bool:
+    def _between(self, node: Node, held: str) -> None:
         op = str(node.op)
-        if op in ASCEND_OPS:
-            handlers = {"AscendQuant": self._quant, "AscendDequant": self._dequant, "AscendAntiQuant": self._anti_quant}
-            if op in handlers:  # an AscendWeightQuant is read with its layer, and dead then
-                handlers[op](node)
-            return True
-        held = [t.name for t in node.inputs if t.name in self._codes or t.name in self._sums]
-        if not held:
-            self._check_unquantized(node)
-            return False
-        if kind(node) != op:
-            self._unexpected(node, held[0])
         if op in PASSIVE:
-            self._pass_on(node, held[0])
-        elif held[0] in self._sums:
+            self._pass_on(node, held)
+        elif held in self._sums:
             if op != "Add":
-                self._unexpected(node, held[0])
-            self._add_bias(node, held[0])
+                self._unexpected(node, held)
+            self._add_bias(node, held)
         elif op in LINEAR_OPS:
             self._linear(node)
         elif op == "AveragePool":
@@ -157,22 +138,14 @@ class _Simulation:
         elif op == "Pad":
             self._pad(node)
         else:
-            self._unexpected(node, held[0])
-        return True
+            self._unexpected(node, held)
 
-    def _check_unquantized(self, node: Node) -> None:
+    def _check_untouched(self, node: Node) -> None:
         """A layer whose weight has codes needs codes of its activation."""
         if kind(node) in LINEAR_OPS and read_weight(self._graph, node, 1) is not None:
             raise GraphError(
                 f"{describe(node)} has an int8 weight, but {node.inputs[0].name!r} does not come from an AscendQuant"
             )
-
-    def _unexpected(self, node: Node, held: str) -> None:
-        what = "codes" if held in self._codes else "sums of products"
-        raise GraphError(
-            f"{describe(node)} reads {held!r}, which holds {what}; onnxq cannot simulate it between a quantization "
-            "and the AscendDequant or AscendAntiQuant that ends it"
-        )
 
     # ---- quantizing and dequantizing
 
@@ -363,12 +336,7 @@ class _Simulation:
         default = np.dtype("int32" if codes is None else "int16" if codes.bits > 8 else "int8")
         declared = self._declared[tensor.name]
         wanted = declared if declared is not None and declared.kind in "iV" else default
-        maker = graph.producer(tensor)
-        index = next(i for i, t in enumerate(maker.outputs) if t is tensor)
-        inner = graph.new_variable(f"{tensor.name}_codes", graph.dtype(tensor), graph.shape(tensor))
-        uses = graph.consumers(tensor)
-        graph.replace_output(maker, index, inner)
-        graph.replace_uses(tensor, inner, uses)
+        inner = self._take_over(tensor, f"{tensor.name}_codes", graph.dtype(tensor))
         graph.set_type(tensor, wanted, graph.shape(tensor))
         graph.add_node("Cast", [inner], name=f"{tensor.name}_cast", outputs=[tensor], attrs={"to": wanted})
 

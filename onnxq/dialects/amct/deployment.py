@@ -14,7 +14,7 @@ from onnxq.dialects.amct.fusion_json import fusion_info, write_fusion_json
 from onnxq.dialects.amct.record import Record, write_record
 from onnxq.errors import ModelError
 from onnxq.factors import LayerFactors
-from onnxq.result import Result
+from onnxq.result import Result, twin_path
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,10 +57,9 @@ class DeployedFiles:
     def beside(deploy: str | os.PathLike[str]) -> DeployedFiles:
         """The files that go with a deploy model of any name."""
         path = Path(deploy)
-        stem = path.stem.removesuffix("deploy_model").removesuffix("_")
-        start = f"{stem}_" if stem else ""
-        names = ("fake_quant_model.onnx", "quant.json", "record.txt")
-        return DeployedFiles(path, *(path.with_name(f"{start}{name}") for name in names))
+        twin = twin_path(path)
+        start = twin.name.removesuffix("fake_quant_model.onnx")
+        return DeployedFiles(path, twin, path.with_name(f"{start}quant.json"), path.with_name(f"{start}record.txt"))
 
     @property
     def name(self) -> str:
