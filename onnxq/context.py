@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 if TYPE_CHECKING:
+    from onnxq.algos.weight.codes import WeightCodes
     from onnxq.calib.readers import Reader
     from onnxq.factors import LayerFactors
     from onnxq.graph import GraphModel
@@ -35,6 +36,7 @@ class QuantContext:
         params: Scale and zero point by tensor name, for activations, weights and biases.
         factors: The numbers by layer, for targets that want them so.
         balance: What the input channels of a layer were divided by, by node name.
+        weight_codes: How weights become codes where only they do, by their keys in the plan.
         rounded: Weights that AdaRound has rounded before, by what they were rounded for: they are taken again. Empty
             unless whoever tries one recipe after the other wants that.
         clusters: The codes that a layer's weight uses where it does not use all, by node name.
@@ -55,6 +57,7 @@ class QuantContext:
     ranges: dict[str, tuple[float, float]] = field(default_factory=dict)
     params: dict[str, QuantParams] = field(default_factory=dict)
     factors: dict[str, LayerFactors] = field(default_factory=dict)
+    weight_codes: dict[str, WeightCodes] = field(default_factory=dict)
     balance: dict[str, NDArray[np.float32]] = field(default_factory=dict)
     rounded: dict[tuple[str, str, bytes], NDArray[np.float32]] = field(default_factory=dict)
     clusters: dict[str, NDArray[np.int8]] = field(default_factory=dict)

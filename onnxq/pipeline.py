@@ -71,6 +71,10 @@ def build(
     Raises:
         RecipeError: If the recipe asks for something that does not go together.
     """
+    scheme = recipe.scheme.kind
+    if scheme not in target.schemes:
+        known = ", ".join(sorted(target.schemes))
+        raise RecipeError(f"scheme: {target.title} has no {scheme} quantization; use {known}")
     passes = preparation(recipe, target)
     if not plan_only:
         passes += [*measurement(recipe), *choice(recipe), *insertion(target)]

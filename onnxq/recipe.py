@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from onnxq._recipe.base import Flag, InvalidRecipe, Model, Name, Problem, plain
 from onnxq._recipe.load import parse_mapping, read_mapping
@@ -36,6 +36,7 @@ from onnxq._recipe.methods import (
     WeightMSE,
 )
 from onnxq._recipe.rules import Resolver, Rule, Selector, Settings, is_glob, skip_rules
+from onnxq._recipe.schemes import Dynamic, MixedBits, Scheme, Static, WeightOnly
 from onnxq._recipe.steps import (
     GPTQ,
     BalanceConfig,
@@ -66,22 +67,27 @@ __all__ = [
     "BlockShape",
     "Blockwise",
     "CalibrationConfig",
+    "Dynamic",
     "EqualizeConfig",
     "FuseConfig",
     "ImagePreprocess",
     "MinMax",
+    "MixedBits",
     "OutputMSE",
     "Percentile",
     "Recipe",
     "RefineStep",
     "Rule",
+    "Scheme",
     "Selector",
     "Settings",
+    "Static",
     "TargetName",
     "TensorConfig",
     "WeightConfig",
     "WeightMSE",
     "WeightMethod",
+    "WeightOnly",
     "WeightRounding",
 ]
 
@@ -101,6 +107,7 @@ class Recipe(Model):
 
     version: Literal[1] = Field(default=1, description="Version of this format.")
     target: TargetName = Field(default="ort", description="The backend the quantized model is for.")
+    scheme: Scheme = Field(default=Static(), description="What gets codes: static, weight_only or dynamic.")
     activations: ActivationConfig = Field(default=ActivationConfig(), description="What holds for all activations.")
     weights: WeightConfig = Field(default=WeightConfig(), description="What holds for all weights.")
     rules: tuple[Rule, ...] = Field(default=(), description="What is different for some nodes.")
@@ -119,6 +126,22 @@ class Recipe(Model):
     refine: tuple[RefineStep, ...] = Field(
         default=(BiasCorrection(),), description="Steps after calibration, in this order."
     )
+
+    @model_validator(mode="after")
+    def _check_scheme(self) -> Recipe:
+        for where, config in self._configs():
+            if config.bits == 1 and not (isinstance(config, WeightConfig) and self.scheme.kind == "weight_only"):
+                raise ValueError(f"{where}.bits: 1 is for weights of scheme weight_only; use 2 to 16")
+        return self
+
+    def _configs(self) -> Iterator[tuple[str, TensorConfig]]:
+        """Everything that says how tensors are quantized, and where it stands."""
+        parts: list[tuple[str, Recipe | Rule]] = [("", self)]
+        parts += [(f"rules[{index}].", rule) for index, rule in enumerate(self.rules)]
+        for where, part in parts:
+            for name, config in (("activations", part.activations), ("weights", part.weights)):
+                if config is not None:
+                    yield where + name, config
 
     @staticmethod
     def from_file(path: str | Path) -> Recipe:

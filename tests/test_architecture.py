@@ -53,7 +53,7 @@ LAYERS: dict[str, set[str]] = {
     "runtime": {"errors", "spec", "graph", "modelio", "calib.feeds"},
     "algos": {"errors", "spec", "stats", "algos"},
     "calib": {"errors", "spec", "stats", "recipe", "runtime", "algos", "calib"},
-    "context": {"errors", "spec", "stats", "recipe", "plan", "targets", "calib", "passes._base"}
+    "context": {"errors", "spec", "stats", "recipe", "plan", "targets", "calib", "algos", "passes._base"}
     | {"factors", "graph"},
     "instruments": {"errors", "context", "graph", "modelio", "runtime", "passes._base"},
     "passes": CORE | {"passes"},

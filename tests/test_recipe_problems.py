@@ -71,6 +71,11 @@ def test_all_problems_are_told_with_path_value_and_hint() -> None:
             {"activations": {"method": {"kl": 1}}},
             ("activations.method: found {'kl': 1}; must be a name, or a mapping with the key 'name'"),
         ),
+        ({"weights": {"bits": 1}}, "weights.bits: 1 is for weights of scheme weight_only; use 2 to 16"),
+        (
+            {"scheme": "weight_only", "rules": [{"match": {"op_type": "Conv"}, "activations": {"bits": 1}}]},
+            "rules[0].activations.bits: 1 is for weights of scheme weight_only; use 2 to 16",
+        ),
         ({"activations": {"bits": 16, "type": "int8"}}, "activations: bits found 16; do not fit into type int8"),
         (
             {"weights": {"granularity": "per_chanel"}},
@@ -125,8 +130,8 @@ def test_each_problem(content: dict[str, Any], problem: str) -> None:
 
 
 def test_parts_raise_the_same_error() -> None:
-    with pytest.raises(RecipeError, match=r"^bits: found 1; must be greater than or equal to 2$"):
-        WeightConfig(bits=1)
+    with pytest.raises(RecipeError, match=r"^bits: found 0; must be greater than or equal to 1$"):
+        WeightConfig(bits=0)
     with pytest.raises(RecipeError, match=r"^match\.node: found ''"):
         Rule(match={"node": ""}, skip=True)  # type: ignore[arg-type]
     with pytest.raises(RecipeError, match=r"^target: found 'x'"):

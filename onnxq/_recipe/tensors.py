@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 TypeName = Literal["int2", "uint2", "int4", "uint4", "int8", "uint8", "int16", "uint16"]
-Bits = Annotated[int, Field(strict=True, ge=2, le=16)]
+Bits = Annotated[int, Field(strict=True, ge=1, le=16)]
 
 
 class BlockShape(Model):
@@ -46,7 +46,7 @@ class TensorConfig(Model):
     """How tensors are quantized. A field that is absent is taken from the next more general place."""
 
     type: TypeName | None = Field(default=None, description="Integer type the codes are stored in.")
-    bits: Bits | None = Field(default=None, description="Width in use, 2 to 16; absent: the width of the type.")
+    bits: Bits | None = Field(default=None, description="Width in use, 1 to 16; absent: the width of the type.")
     symmetric: Flag | None = Field(default=None, description="Keep the zero point in the middle of the codes.")
     narrow: Flag | None = Field(default=None, description="Leave out the lowest code (int8: -127 to 127).")
     granularity: GranularityConfig | None = Field(

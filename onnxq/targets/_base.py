@@ -65,6 +65,7 @@ class Target:
         opset: Oldest operator set it is written in.
         newest_opset: The newest operator set it reads; 0 for any.
         insertion: Which operators carry the scales.
+        schemes: What kinds of quantization it runs; see `onnxq.recipe.Scheme`.
     """
 
     name: str
@@ -91,6 +92,7 @@ class Target:
     opset: int = 13
     newest_opset: int = 0
     insertion: str = "qdq"
+    schemes: frozenset[str] = frozenset({"static"})
 
     @property
     def standard(self) -> bool:

@@ -76,4 +76,5 @@ ORT = Target(
     ),
     float_result=frozenset({"Gemm", "MatMul"}),
     safe_pairs=True,
+    schemes=frozenset({"static", "weight_only", "dynamic"}),
 )
