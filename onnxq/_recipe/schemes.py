@@ -39,7 +39,7 @@ class WeightOnly(Model):
         default="packed",
         description="packed: as many bits per weight in the file as they are wide, decoded by standard operators; "
         "native: integers behind DequantizeLinear, 2, 4, 8 or 16 bits wide; blocks: large MatMuls become "
-        "MatMulNBits, 4 or 8 bits wide, the rest is packed; rounded: float weights that have only the values of the codes.",
+        "MatMulNBits, 4 or 8 bits wide, the rest is packed; rounded: floats that have only the values of the codes.",
     )
     min_size: Size = Field(default=0, description="Only weights with more elements than this.")
     min_channels: Size = Field(default=0, description="Of Conv and ConvTranspose, only weights with more channels.")
