@@ -8,7 +8,7 @@ import reprlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from onnxq.dialects.amct.problems import Problem, refuse
+from onnxq.dialects.problems import Problem, refuse
 from onnxq.errors import nearest
 
 Where = tuple[str | int, ...]

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 from google.protobuf.message import Message  # type: ignore[import-untyped] # no stubs in the dev extra
 
-from onnxq.dialects.amct.problems import Problem
 from onnxq.dialects.amct.text_format import Field
+from onnxq.dialects.problems import Problem
 from onnxq.errors import nearest
 from onnxq.spec import code_bounds
 

@@ -14,7 +14,7 @@ from google.protobuf import message_factory, text_format  # type: ignore[import-
 from google.protobuf.descriptor import Descriptor, FieldDescriptor  # type: ignore[import-untyped]
 
 from onnxq.dialects.amct._text import Entry, Unreadable, scan, without
-from onnxq.dialects.amct.problems import Problem
+from onnxq.dialects.problems import Problem
 from onnxq.errors import nearest
 
 Message = Any

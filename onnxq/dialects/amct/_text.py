@@ -11,7 +11,7 @@ from bisect import bisect_right
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from onnxq.dialects.amct.problems import Problem
+from onnxq.dialects.problems import Problem
 
 _TOKEN = re.compile(
     r"""(?P<blank>(?:\s+|\#[^\n]*)+)

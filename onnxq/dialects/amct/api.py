@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 from onnxq import load_model, plan_model, stages
 from onnxq import save_model as save_graph
-from onnxq.dialects.amct._files import write_text
+from onnxq.dialects._files import write_text
 from onnxq.dialects.amct.auto_calibration import (
     AutoCalibrationEvaluatorBase,
     ModelEvaluator,

@@ -18,7 +18,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from onnxq.dialects.amct._files import write_text
+from onnxq.dialects._files import write_text
 from onnxq.dialects.amct.evaluator import AutoCalibrationEvaluatorBase, ModelEvaluator
 from onnxq.dialects.amct.search import (
     AS_CONFIGURED,

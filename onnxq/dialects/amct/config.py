@@ -16,8 +16,8 @@ from onnxq.dialects.amct._limits import bad_batch_num, bad_strength, complaints
 from onnxq.dialects.amct._schema import Message, Parsed, parse
 from onnxq.dialects.amct._text import Entry, Unreadable, scan
 from onnxq.dialects.amct.algorithms import ActivationAlgorithm, Ada, Arq, Hfmg, Ifmr, Nuq, WeightAlgorithm
-from onnxq.dialects.amct.problems import Problem, refuse
 from onnxq.dialects.amct.proto import calibration_config_pb2 as pb
+from onnxq.dialects.problems import Problem, refuse
 from onnxq.errors import RecipeError
 
 _Algorithm = TypeVar("_Algorithm", bound=Ifmr | Hfmg | Ada | Nuq)

@@ -24,7 +24,7 @@ from typing import NamedTuple
 
 import onnx
 
-from onnxq.dialects.amct._files import write_text
+from onnxq.dialects._files import write_text
 from onnxq.errors import ModelError
 
 _SUFFIXES = (

@@ -17,8 +17,8 @@ from onnxq.dialects.amct._limits import bad_batch_num, bad_strength, complaints
 from onnxq.dialects.amct.algorithms import ActivationAlgorithm, Ada, Arq, Hfmg, Ifmr, Nuq, WeightAlgorithm
 from onnxq.dialects.amct.config import AmctConfig, Calibration, Mention, Override, TensorQuantize
 from onnxq.dialects.amct.layers import Layers
-from onnxq.dialects.amct.problems import refuse
 from onnxq.dialects.amct.settings import LayerSettings, Resolved
+from onnxq.dialects.problems import refuse
 from onnxq.errors import nearest
 
 Algorithm = TypeVar("Algorithm", bound=ActivationAlgorithm | WeightAlgorithm)

@@ -25,7 +25,7 @@ import numpy as np
 from google.protobuf import text_format  # type: ignore[import-untyped] # no stubs in the dev extra
 from google.protobuf.message import Message  # type: ignore[import-untyped]
 
-from onnxq.dialects.amct._files import read_text, write_text
+from onnxq.dialects._files import read_text, write_text
 from onnxq.dialects.amct._record_checks import Entry, Problem, check_entry, widths
 from onnxq.dialects.amct.proto.scale_offset_record_pb2 import ScaleOffsetRecord, SingleLayerRecord
 from onnxq.dialects.amct.text_format import Field, format_message, scan, unknown_fields

@@ -15,7 +15,7 @@ from onnxq.dialects.amct.algorithms import ActivationAlgorithm, Ada, Arq, Ifmr, 
 from onnxq.dialects.amct.config import AmctConfig, Calibration, Mention
 from onnxq.dialects.amct.layers import Layer, Layers
 from onnxq.dialects.amct.names import LAYER_TYPES, TENSOR_QUANTIZABLE, module_path
-from onnxq.dialects.amct.problems import Problem, refuse
+from onnxq.dialects.problems import Problem, refuse
 from onnxq.errors import nearest
 
 CHANNEL_WISE = frozenset({"Conv", "ConvTranspose"})
