@@ -49,41 +49,81 @@ from onnxq._recipe.steps import (
     WeightRounding,
 )
 from onnxq._recipe.tensors import ActivationConfig, BlockShape, Blockwise, TensorConfig, WeightConfig
+from onnxq._recipe.training import (
+    ARQ,
+    LSQ,
+    PACT,
+    ULQ,
+    AbsoluteError,
+    BinaryCrossEntropy,
+    ChannelPrune,
+    CrossEntropy,
+    Distillation,
+    Loss,
+    LossModel,
+    LSQPlus,
+    NoPrune,
+    Prune,
+    SquaredError,
+    TrainedActivation,
+    TrainedWeight,
+    TrainingConfig,
+    TwoOfFour,
+)
 from onnxq.errors import nearest
 
 __all__ = [
+    "ARQ",
     "GPTQ",
     "HFMG",
     "IFMR",
     "KL",
+    "LSQ",
     "NUQ",
+    "PACT",
+    "ULQ",
     "AbsMax",
+    "AbsoluteError",
     "ActivationConfig",
     "ActivationMSE",
     "ActivationMethod",
     "AdaRound",
     "BalanceConfig",
     "BiasCorrection",
+    "BinaryCrossEntropy",
     "BlockShape",
     "Blockwise",
     "CalibrationConfig",
+    "ChannelPrune",
+    "CrossEntropy",
+    "Distillation",
     "Dynamic",
     "EqualizeConfig",
     "FuseConfig",
     "ImagePreprocess",
+    "LSQPlus",
+    "Loss",
+    "LossModel",
     "MinMax",
     "MixedBits",
+    "NoPrune",
     "OutputMSE",
     "Percentile",
+    "Prune",
     "Recipe",
     "RefineStep",
     "Rule",
     "Scheme",
     "Selector",
     "Settings",
+    "SquaredError",
     "Static",
     "TargetName",
     "TensorConfig",
+    "TrainedActivation",
+    "TrainedWeight",
+    "TrainingConfig",
+    "TwoOfFour",
     "WeightConfig",
     "WeightMSE",
     "WeightMethod",
@@ -118,6 +158,10 @@ class Recipe(Model):
     equalize: EqualizeConfig = Field(default=EqualizeConfig(), description="Cross-layer equalization.")
     balance: BalanceConfig | None = Field(
         default=None, description="Move uneven channels into the weights; absent: not done."
+    )
+    prune: Prune | None = Field(default=None, description="How weights are pruned; absent: not at all.")
+    training: TrainingConfig = Field(
+        default=TrainingConfig(), description="Quantization-aware training: the loss and the optimizer."
     )
     fp16_scales: Flag = Field(
         default=False, description="Round the scales of activations to float16 values (Ascend's FORCE_FP16_QUANT)."
@@ -215,7 +259,7 @@ class Recipe(Model):
 
     @cached_property
     def _resolver(self) -> Resolver:
-        return Resolver(self.activations, self.weights, self._labelled_rules(), self.balance)
+        return Resolver(self.activations, self.weights, self._labelled_rules(), self.balance, self.prune)
 
     def _labelled_rules(self) -> list[tuple[str, Rule]]:
         rules = [(rule.note or f"rules[{i}] of the recipe ({rule.match})", rule) for i, rule in enumerate(self.rules)]

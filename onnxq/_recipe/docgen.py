@@ -119,7 +119,7 @@ def _default(key: str, value: Schema, part: Schema) -> str:
 
 
 def _written(value: object) -> str:
-    if isinstance(value, float) and round(1 / value) == 255:
+    if isinstance(value, float) and value and round(1 / value) == 255:
         return "1/255"
     return json.dumps(value).strip('"')
 

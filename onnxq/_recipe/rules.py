@@ -13,6 +13,7 @@ from pydantic import Field, model_validator
 from onnxq._recipe.base import Flag, Index, Model, Name
 from onnxq._recipe.steps import BalanceConfig
 from onnxq._recipe.tensors import ActivationConfig, WeightConfig
+from onnxq._recipe.training import ChannelPrune, NoPrune, Prune, TwoOfFour
 
 Level = Literal["op_type", "name", "node"]
 LEVELS: tuple[Level, ...] = ("op_type", "name", "node")
@@ -67,6 +68,7 @@ class Rule(Model):
     activations: ActivationConfig | None = Field(default=None, description="What differs for their inputs and outputs.")
     weights: WeightConfig | None = Field(default=None, description="What differs for their weights.")
     balance: BalanceConfig | None = Field(default=None, description="Balance their input channels like this.")
+    prune: Prune | None = Field(default=None, description="Prune their weights like this.")
 
     @model_validator(mode="after")
     def _check_effect(self) -> Rule:
@@ -74,8 +76,8 @@ class Rule(Model):
         changes = [k for k in keys if getattr(self, k) not in (None, False)]
         if self.skip and changes:
             raise ValueError(f"skip: true excludes {' and '.join(changes)}")
-        if self.skip is None and self.quantize is None and not changes:
-            raise ValueError("does nothing; give it skip, quantize, inputs, activations, weights or balance")
+        if self.skip is None and self.quantize is None and self.prune is None and not changes:
+            raise ValueError("does nothing; give it skip, quantize, inputs, activations, weights, balance or prune")
         return self
 
 
@@ -91,6 +93,7 @@ class Settings:
         reason: Which entry of the recipe decided `skip` or `force`; empty where none did.
         balance: How the node's input channels are balanced; None where they are not.
         inputs: Which inputs get codes, where the target converts single inputs; empty where it decides.
+        prune: How the node's weights are pruned; None where they are not.
     """
 
     activations: ActivationConfig
@@ -100,6 +103,7 @@ class Settings:
     reason: str = ""
     balance: BalanceConfig | None = None
     inputs: tuple[int, ...] = ()
+    prune: ChannelPrune | TwoOfFour | None = None
 
 
 def is_glob(text: str) -> bool:
@@ -128,6 +132,7 @@ class Resolver:
         weights: The recipe's default for weights.
         rules: Every rule with the text that names it, in the order they were written.
         balance: The recipe's default for balancing.
+        prune: The recipe's default for pruning.
     """
 
     def __init__(
@@ -136,8 +141,10 @@ class Resolver:
         weights: WeightConfig,
         rules: Iterable[tuple[str, Rule]],
         balance: BalanceConfig | None = None,
+        prune: Prune | None = None,
     ) -> None:
         self._base = Settings(activations, weights, balance=balance)
+        self._prune = prune
         self._rules = list(rules)
         self._exact: dict[tuple[Level, str], list[int]] = {}
         self._globs: list[tuple[re.Pattern[str], int]] = []
@@ -161,6 +168,7 @@ class Resolver:
     def _merge(self, found: list[tuple[str, Rule]]) -> Settings:
         activations, weights, balance = self._base.activations, self._base.weights, self._base.balance
         inputs: tuple[int, ...] = ()
+        prune = self._prune
         skip = force = False
         reason = ""
         for label, rule in found:
@@ -168,6 +176,7 @@ class Resolver:
             weights = rule.weights.over(weights) if rule.weights else weights
             balance = rule.balance or balance
             inputs = rule.inputs or inputs
+            prune = rule.prune or prune
             before = (skip, force)
             if rule.skip is not None:
                 skip, force = rule.skip, force and not rule.skip
@@ -175,4 +184,7 @@ class Resolver:
                 skip, force = skip and not rule.quantize, rule.quantize
             if (skip, force) != before:
                 reason = label if skip or force else ""
-        return Settings(activations, weights, skip=skip, force=force, reason=reason, balance=balance, inputs=inputs)
+        return Settings(
+            activations, weights, skip=skip, force=force, reason=reason, balance=balance, inputs=inputs,
+            prune=None if isinstance(prune, NoPrune) else prune,
+        )  # fmt: skip

@@ -8,6 +8,7 @@ from pydantic import Discriminator, Field, Tag, model_validator
 
 from onnxq._recipe.base import Count, Flag, Model
 from onnxq._recipe.methods import ActivationMethod, WeightMethod
+from onnxq._recipe.training import TrainedActivation, TrainedWeight
 from onnxq.spec import QType
 
 if TYPE_CHECKING:
@@ -84,9 +85,15 @@ class ActivationConfig(TensorConfig):
     """How activations are quantized."""
 
     method: ActivationMethod | None = Field(default=None, description="How the range is chosen.")
+    trained: TrainedActivation | None = Field(
+        default=None, description="How the range is learned in quantization-aware training; absent: ulq."
+    )
 
 
 class WeightConfig(TensorConfig):
     """How weights are quantized."""
 
     method: WeightMethod | None = Field(default=None, description="How the scale is chosen.")
+    trained: TrainedWeight | None = Field(
+        default=None, description="How the scale is learned in quantization-aware training; absent: lsq."
+    )
