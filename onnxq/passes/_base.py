@@ -36,6 +36,8 @@ class Fact(Enum):
     """`QuantContext.stats` describes the graph as it is now."""
     PARAMS = auto()
     """`QuantContext.params` holds the scale and zero point of every planned tensor."""
+    CODES = auto()
+    """`QuantContext.weight_codes` says how every planned weight becomes codes that are decoded to floats."""
     FACTORS = auto()
     """`QuantContext.factors` holds the numbers of every layer that gets codes."""
     QUANTIZED = auto()
