@@ -95,7 +95,7 @@ def test_all_problems_are_told_with_path_value_and_hint() -> None:
         ),
         (
             {"rules": [{"match": {"node": "a"}}]},
-            "rules[0]: does nothing; give it skip, quantize, inputs, activations, weights or balance",
+            "rules[0]: does nothing; give it skip, quantize, inputs, activations, weights, balance or prune",
         ),
         ({"rules": [{"match": {"node": "a"}, "skip": True, "weights": {}}]}, "rules[0]: skip: true excludes weights"),
         ({"rules": [{"skip": True}]}, "rules[0].match: is missing"),
