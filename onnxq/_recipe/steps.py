@@ -48,7 +48,10 @@ class BalanceConfig(Model):
 
 
 class ImagePreprocess(Model):
-    """How an image file becomes a feed: decode, colour, resize, crop, ``(x * scale - mean) / std``, layout."""
+    """How an image file becomes a feed: decode, colour, resize, crop, ``(x * scale - mean) / std``, layout.
+
+    With ``normalize: before_resize`` the order is decode, colour, ``(x * scale - mean) / std``, resize, crop, layout.
+    """
 
     size: Pixels | None = Field(
         default=None, description="Resize to this (height, width), aspect ratio not kept; one number is a square."
@@ -69,7 +72,14 @@ class ImagePreprocess(Model):
     std: Annotated[tuple[Annotated[float, Field(strict=True, gt=0)], ...], Repeat(1)] = Field(
         default=(1.0,), description="Divided by after the mean; one number or one per channel."
     )
-    layout: Literal["NCHW", "NHWC"] = Field(default="NCHW", description="Order of the model's input dimensions.")
+    normalize: Literal["after_crop", "before_resize"] = Field(
+        default="after_crop",
+        description="Whether scale, mean and std come last, or first: then float numbers are resized, not pixels.",
+    )
+    layout: Literal["auto", "NCHW", "NHWC"] = Field(
+        default="auto",
+        description="Order of the model's input dimensions; auto takes NCHW unless the shape says channels last.",
+    )
     orientation: Flag = Field(
         default=False, description="Turn the image as its EXIF tag says; most training pipelines do not."
     )

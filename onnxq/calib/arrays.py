@@ -17,7 +17,7 @@ from typing import IO, Any, Protocol
 
 import numpy as np
 
-from onnxq.calib.feeds import Array
+from onnxq.calib.feeds import Array, InputInfo
 from onnxq.errors import DataError
 
 
@@ -171,3 +171,14 @@ def whole(column: Column) -> Array:
     """Read all of a column."""
     rows = max([1, *column.shape[:1]])
     return next(column.blocks(rows), np.empty(column.shape, column.dtype))
+
+
+def load_array(path: Path, info: InputInfo) -> Array:
+    """Read an .npy file that holds one feed of an input; a missing batch axis is put in front.
+
+    Raises:
+        DataError: If it cannot be read, or holds Python objects.
+    """
+    array = whole(FileColumn.probe(path))
+    one_less = info.shape is not None and array.ndim == len(info.shape) - 1
+    return array[np.newaxis] if one_less else array

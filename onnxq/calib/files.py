@@ -11,6 +11,7 @@ import numpy as np
 
 from onnxq.calib.arrays import Column, whole
 from onnxq.calib.feeds import Feed, InputInfo, batching
+from onnxq.calib.prefetch import in_order
 from onnxq.errors import DataError, nearest
 
 BLOCK_BYTES = 4 << 20
@@ -46,6 +47,10 @@ class Source(Protocol):
 
     def describe(self) -> str:
         """What the data are, in a few words."""
+        ...
+
+    def remarks(self) -> tuple[str, ...]:
+        """What is worth knowing about how they are read, a sentence each."""
         ...
 
 
@@ -126,6 +131,10 @@ class TableSource:
         """What the data are, in a few words."""
         return f"{self._count} samples from {self._label}"
 
+    def remarks(self) -> tuple[str, ...]:
+        """Nothing: the arrays are taken as they are."""
+        return ()
+
 
 def _misnamed(label: str, unknown: Sequence[str], missing: Sequence[str], inputs: Sequence[InputInfo]) -> str:
     names = [info.name for info in inputs]
@@ -143,21 +152,32 @@ class FolderSource:
         paths: The files, in order.
         load: Reads one of them.
         single: Whether each file is exactly one sample.
+        workers: How many files are read at the same time.
+        remarks: What is worth knowing about how they are read, a sentence each.
     """
 
     def __init__(
-        self, label: str, kind: str, paths: Sequence[Path], load: Callable[[Path], Feed], *, single: bool
+        self,
+        label: str,
+        kind: str,
+        paths: Sequence[Path],
+        load: Callable[[Path], Feed],
+        *,
+        single: bool,
+        workers: int = 1,
+        remarks: Sequence[str] = (),
     ) -> None:
         self._label = label
         self._kind = kind
         self._paths = tuple(paths)
         self._load = load
         self._single = single
+        self._workers = workers
+        self._remarks = tuple(remarks)
 
     def located(self) -> Iterator[Located]:
         """Give the feeds and where they come from."""
-        for path in self._paths:
-            yield Located(str(path), 0, self._load(path))
+        return in_order(lambda path: Located(str(path), 0, self._load(path)), self._paths, self._workers)
 
     def len_hint(self) -> int | None:
         """How many samples there are, if known."""
@@ -166,3 +186,7 @@ class FolderSource:
     def describe(self) -> str:
         """What the data are, in a few words."""
         return f"{len(self._paths)} {self._kind} file{'s' if len(self._paths) > 1 else ''} from {self._label}"
+
+    def remarks(self) -> tuple[str, ...]:
+        """What is worth knowing about how they are read."""
+        return self._remarks

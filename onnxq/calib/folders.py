@@ -2,42 +2,52 @@
 
 from __future__ import annotations
 
-import math
-import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
-
-from onnxq.calib import images
-from onnxq.calib.arrays import FileColumn, archive_columns, whole
-from onnxq.calib.feeds import Array, Feed, InputInfo
+from onnxq.calib.arrays import FileColumn, archive_columns, load_array, whole
+from onnxq.calib.feeds import Feed, InputInfo
 from onnxq.calib.files import FolderSource, Source, TableSource
+from onnxq.calib.image_input import ImageInput
+from onnxq.calib.input_folders import Folders, raw_format
+from onnxq.calib.layouts import Layout
+from onnxq.calib.listing import data_files, kind_of, parse_folders
+from onnxq.calib.prefetch import decode_workers
 from onnxq.errors import DataError
 
 if TYPE_CHECKING:
     from onnxq.recipe import ImagePreprocess
 
-KINDS = "an .npz archive, or a folder of .npz, .npy, .bin or image files"
+KINDS = "an .npz archive, a folder of .npz, .npy, .bin or image files, or input:folder,input:folder"
 
 
-def open_source(path: Path, inputs: Sequence[InputInfo], preprocess: ImagePreprocess | None) -> Source:
+def open_source(
+    path: Path, inputs: Sequence[InputInfo], preprocess: ImagePreprocess | None, layout: Layout | None = None
+) -> Source:
     """Find out what `path` holds.
 
     Args:
         path: An .npz or .npy file with one array per input, axis 0 the samples; or a folder (with its
             subfolders) of .npz files, each one complete feed, or of .npy, .bin or image files for a
-            model with one input. Files are taken in natural order: ``img2`` before ``img10``.
+            model with one input, in natural order: ``img2`` before ``img10``. For a model with several
+            inputs a folder with a sub-folder for each, named after it, or ``input:folder,input:folder``;
+            see `onnxq.calib.input_folders.Folders`.
         inputs: The model's inputs.
-        preprocess: How image files become feeds; other files are taken as they are.
+        preprocess: How image files become feeds.
+        layout: Layout of the numbers in .bin files of 4 dimensions; None: as the model has it.
 
     Raises:
         DataError: If there is nothing usable.
     """
     if path.is_dir():
-        return _folder(path, inputs, preprocess)
+        below = {info.name: path / info.name for info in inputs}
+        if len(inputs) > 1 and all(folder.is_dir() for folder in below.values()):
+            return Folders(below, preprocess=preprocess, layouts=layout).source(inputs)
+        return _folder(path, inputs, preprocess, layout)
     if not path.exists():
+        if ":" in str(path):
+            return Folders(parse_folders(str(path)), preprocess=preprocess, layouts=layout).source(inputs)
         raise DataError(f"{path}: does not exist; the data are {KINDS}")
     suffix = path.suffix.lower()
     if suffix == ".npz":
@@ -46,68 +56,61 @@ def open_source(path: Path, inputs: Sequence[InputInfo], preprocess: ImagePrepro
         return TableSource(str(path), {_only(inputs, path).name: FileColumn.probe(path)}, inputs)
     kind = kind_of(path)
     if kind:
-        return _files(kind, [path], path, inputs, preprocess)
+        return _files(kind, [path], path, inputs, preprocess, layout)
     raise DataError(f"{path}: is no data file; the data are {KINDS}")
 
 
-def kind_of(path: Path) -> str:
-    """``npz``, ``npy``, ``bin``, ``image``, or nothing for a file that holds no data."""
-    suffix = path.suffix.lower()
-    if path.name.startswith("."):
-        return ""
-    if suffix in images.SUFFIXES:
-        return "image"
-    return suffix[1:] if suffix in (".npz", ".npy", ".bin") else ""
-
-
-def natural_key(path: Path) -> tuple[list[tuple[int, int, str]], str]:
-    """Sorts digits by their value: ``img2.png`` before ``img10.png``; equal ones by their text."""
-    parts = re.split(r"(\d+)", path.as_posix())
-    return [(0, int(p), "") if p.isdecimal() else (1, 0, p) for p in parts if p], path.as_posix()
-
-
-def _folder(path: Path, inputs: Sequence[InputInfo], preprocess: ImagePreprocess | None) -> Source:
+def _folder(
+    path: Path, inputs: Sequence[InputInfo], preprocess: ImagePreprocess | None, layout: Layout | None
+) -> Source:
     found: dict[str, list[Path]] = {}
-    for file in path.rglob("*"):
-        kind = kind_of(file)
-        if kind and file.is_file():
-            found.setdefault(kind, []).append(file)
+    for file in data_files(path):
+        found.setdefault(kind_of(file), []).append(file)
     if not found:
         raise DataError(f"{path}: holds no data files; the data are {KINDS}")
     if len(found) > 1:
         counts = ", ".join(f"{len(files)} {kind}" for kind, files in sorted(found.items()))
         raise DataError(f"{path}: holds several kinds of data files ({counts}); keep one kind in the folder")
     ((kind, files),) = found.items()
-    files.sort(key=lambda file: natural_key(file.relative_to(path)))
-    return _files(kind, files, path, inputs, preprocess)
+    return _files(kind, files, path, inputs, preprocess, layout)
 
 
 def _files(
-    kind: str, files: Sequence[Path], path: Path, inputs: Sequence[InputInfo], preprocess: ImagePreprocess | None
+    kind: str,
+    files: Sequence[Path],
+    path: Path,
+    inputs: Sequence[InputInfo],
+    preprocess: ImagePreprocess | None,
+    layout: Layout | None,
 ) -> Source:
-    load = _loader(kind, path, inputs, preprocess)
-    return FolderSource(str(path), kind, files, load, single=kind == "image")
-
-
-def _loader(
-    kind: str, path: Path, inputs: Sequence[InputInfo], preprocess: ImagePreprocess | None
-) -> Callable[[Path], Feed]:
+    label = str(path)
     if kind == "npz":
-        return load_archive
+        return FolderSource(label, kind, files, load_archive, single=False)
     info = _only(inputs, path)
     if kind == "npy":
-        return lambda file: {info.name: _with_batch_axis(whole(FileColumn.probe(file)), info)}
+        return FolderSource(label, kind, files, lambda file: {info.name: load_array(file, info)}, single=False)
     if kind == "bin":
-        return lambda file: {info.name: load_raw(file, info)}
-    config = _image_config(path, info, preprocess)
-    return lambda file: {info.name: _as_pixels(images.preprocess_file(file, config), file, info)}
+        raw, note = raw_format(info, layout)
+        remarks = [note] if note else []
+        return FolderSource(label, kind, files, lambda file: {info.name: raw.load(file)}, single=False, remarks=remarks)
+    image = ImageInput.of(path, info, preprocess)
+    return FolderSource(
+        label,
+        kind,
+        files,
+        lambda file: {info.name: image.load(file)},
+        single=True,
+        workers=decode_workers(),
+        remarks=[image.note] if image.note else [],
+    )
 
 
 def _only(inputs: Sequence[InputInfo], path: Path) -> InputInfo:
     if len(inputs) != 1:
         names = ", ".join(repr(info.name) for info in inputs)
         raise DataError(
-            f"{path}: the model has {len(inputs)} inputs ({names}); give .npz files whose arrays are named after them"
+            f"{path}: the model has {len(inputs)} inputs ({names}); give .npz files whose arrays are named after them, "
+            "or a folder for each: input:folder,input:folder"
         )
     return inputs[0]
 
@@ -119,61 +122,3 @@ def load_archive(path: Path) -> Feed:
         DataError: If it is damaged or holds Python objects.
     """
     return {name: whole(column) for name, column in archive_columns(path).items()}
-
-
-def _with_batch_axis(array: Array, info: InputInfo) -> Array:
-    one_less = info.shape is not None and array.ndim == len(info.shape) - 1
-    return array[np.newaxis] if one_less else array
-
-
-def load_raw(path: Path, info: InputInfo) -> Array:
-    """Read numbers without any header: little-endian, of the input's type and shape.
-
-    A free axis 0 is as long as the file says.
-
-    Raises:
-        DataError: If the size of the file does not fit, or the shape is not known.
-    """
-    inner = None if info.shape is None else info.shape[1:]
-    if info.dtype.hasobject or inner is None or not all(isinstance(dim, int) for dim in inner):
-        raise DataError(f"{path}: a .bin file needs an input of known type and shape, the model has {info}; use .npy")
-    try:
-        data = path.read_bytes()
-    except OSError as err:
-        raise DataError(f"{path}: cannot be read: {err.strerror or err}") from err
-    dims = tuple(dim for dim in inner if isinstance(dim, int))
-    size = info.dtype.itemsize * math.prod(dims)
-    rows = len(data) // size if size else 0
-    fixed = info.shape[0] if info.shape else 1
-    if rows == 0 or rows * size != len(data) or (isinstance(fixed, int) and rows % fixed):
-        raise DataError(f"{path}: holds {len(data)} bytes; one sample of {info} has {size}")
-    array = np.frombuffer(data, info.dtype.newbyteorder("<"))
-    return array.reshape((rows, *dims) if info.shape else ())
-
-
-def _image_config(path: Path, info: InputInfo, preprocess: ImagePreprocess | None) -> ImagePreprocess:
-    """The preprocessing, with a size that is left open taken from the model where that is fixed."""
-    if preprocess is None:
-        raise DataError(
-            f"{path}: holds images, but nothing says how they become feeds; give calibration.preprocess in the recipe "
-            "or --image-size, --mean, --std, --layout and --color"
-        )
-    if info.shape is None or len(info.shape) != 4:
-        raise DataError(
-            f"{path}: holds images, but the model's input {info.name!r} is {info}; images need 4 dimensions"
-        )
-    height, width = info.shape[2:] if preprocess.layout == "NCHW" else info.shape[1:3]
-    if preprocess.size or preprocess.crop or not (isinstance(height, int) and isinstance(width, int)):
-        return preprocess
-    key = "crop" if preprocess.resize_short_side else "size"
-    return preprocess.replace(**{key: (height, width)})
-
-
-def _as_pixels(image: Array, path: Path, info: InputInfo) -> Array:
-    """Whole numbers where the model wants them."""
-    if info.dtype.kind not in "iu":
-        return image
-    whole_numbers = image.astype(info.dtype)
-    if (whole_numbers != image).any():
-        raise DataError(f"{path}: the model wants {info.dtype.name} pixels; set scale: 1 and leave mean and std out")
-    return whole_numbers

@@ -1,7 +1,9 @@
 """From an image file to a feed, each step as OpenCV does it.
 
-The order is fixed: decode to 8 bits per channel, colour, resize, centre crop (all on 8-bit pixels),
-then ``(x * scale - mean) / std`` in float32, layout, batch axis. Decoding gives the pixels as they
+The order: decode to 8 bits per channel, colour, resize, centre crop (all on 8-bit pixels), then
+``(x * scale - mean) / std`` in float32, layout, batch axis. With ``normalize: before_resize`` the numbers
+are normalized right after the colour, and float32 is resized: cubic interpolation then overshoots, and
+nothing is rounded to whole pixels. Decoding gives the pixels as they
 are stored: the EXIF orientation is not applied unless `ImagePreprocess.orientation` asks for it
 (viewers and phones do, training pipelines built on Pillow or TensorFlow do not), transparency is
 dropped and 16-bit images are reduced to 8 bits.
@@ -9,11 +11,8 @@ dropped and 16-bit images are reduced to 8 bits.
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import cv2
 import numpy as np
@@ -25,10 +24,8 @@ if TYPE_CHECKING:
     from onnxq.recipe import ImagePreprocess
 
 Pixels = NDArray[np.uint8]
-T = TypeVar("T")
-
-SUFFIXES = frozenset({".bmp", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"})
-"""Endings of the image files that are read."""
+Image = NDArray[Any]
+"""uint8 or float32, shape (H, W, C)."""
 
 _INTERPOLATIONS = {
     "linear": cv2.INTER_LINEAR,
@@ -46,7 +43,7 @@ def preprocess_file(path: Path, config: ImagePreprocess) -> NDArray[np.float32]:
         config: What to do.
 
     Returns:
-        float32, shape (1, C, H, W) or (1, H, W, C) as `config.layout` says.
+        float32, shape (1, H, W, C) if `config.layout` is NHWC, else (1, C, H, W).
 
     Raises:
         DataError: If the file is not an image OpenCV reads, or is smaller than the crop.
@@ -92,17 +89,19 @@ def preprocess(image: Pixels, config: ImagePreprocess) -> NDArray[np.float32]:
         config: What to do.
 
     Returns:
-        float32, shape (1, C, H, W) or (1, H, W, C) as `config.layout` says.
+        float32, shape (1, H, W, C) if `config.layout` is NHWC, else (1, C, H, W).
 
     Raises:
         DataError: If the image is smaller than the crop.
     """
-    image = to_color(image, config.color)
-    image = resize(image, config)
+    early = config.normalize == "before_resize"
+    pixels: Image = to_color(image, config.color)
+    pixels = resize(normalize(pixels, config) if early else pixels, config)
     if config.crop is not None:
-        image = center_crop(image, config.crop)
-    pixels = normalize(image, config)
-    if config.layout == "NCHW":
+        pixels = center_crop(pixels, config.crop)
+    if not early:
+        pixels = normalize(pixels, config)
+    if config.layout != "NHWC":
         pixels = pixels.transpose(2, 0, 1)
     return np.ascontiguousarray(pixels[np.newaxis])
 
@@ -116,7 +115,7 @@ def to_color(image: Pixels, color: str) -> Pixels:
     return image
 
 
-def resize(image: Pixels, config: ImagePreprocess) -> Pixels:
+def resize(image: Image, config: ImagePreprocess) -> Image:
     """Resize to `config.size`, or so that the shorter side is `config.resize_short_side`.
 
     The longer side is then rounded down to whole pixels. Shape (H, W, C) in and out.
@@ -135,10 +134,10 @@ def resize(image: Pixels, config: ImagePreprocess) -> Pixels:
     method = _INTERPOLATIONS[config.interpolation]
     resized = cv2.resize(image, (wanted_width, wanted_height), interpolation=method)
     # OpenCV drops the last axis of an image with one channel.
-    return cast(Pixels, resized.reshape(wanted_height, wanted_width, image.shape[2]))
+    return cast(Image, resized.reshape(wanted_height, wanted_width, image.shape[2]))
 
 
-def center_crop(image: Pixels, size: tuple[int, int]) -> Pixels:
+def center_crop(image: Image, size: tuple[int, int]) -> Image:
     """Cut `size` (height, width) out of the centre, offsets rounded down; shape (H, W, C) in and out.
 
     Raises:
@@ -154,7 +153,7 @@ def center_crop(image: Pixels, size: tuple[int, int]) -> Pixels:
     return image[top : top + size[0], left : left + size[1]]
 
 
-def normalize(image: Pixels, config: ImagePreprocess) -> NDArray[np.float32]:
+def normalize(image: Image, config: ImagePreprocess) -> NDArray[np.float32]:
     """``(x * scale - mean) / std`` in float32, in this order of operations; shape (H, W, C) in and out."""
     mean = np.asarray(config.mean, np.float32)
     std = np.asarray(config.std, np.float32)
@@ -163,24 +162,3 @@ def normalize(image: Pixels, config: ImagePreprocess) -> NDArray[np.float32]:
     result -= mean
     result /= std
     return result
-
-
-def prefetch(iterator: Iterator[T], depth: int = 8) -> Iterator[T]:
-    """Give the items of `iterator`, taken in a thread of its own up to `depth` ahead.
-
-    Order and errors are kept. The thread ends when the iteration ends, fails or is abandoned.
-
-    Args:
-        iterator: Used in the thread only.
-        depth: How many finished items may wait.
-    """
-    end = object()
-    with ThreadPoolExecutor(max_workers=1, thread_name_prefix="onnxq-prefetch") as thread:
-        waiting = deque(thread.submit(next, iterator, end) for _ in range(depth))
-        try:
-            while (item := waiting.popleft().result()) is not end:
-                waiting.append(thread.submit(next, iterator, end))
-                yield cast(T, item)
-        finally:
-            for future in waiting:
-                future.cancel()

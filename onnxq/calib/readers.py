@@ -20,8 +20,11 @@ from onnxq.calib.chunks import ContentDigest, head, rechunk, samples, take
 from onnxq.calib.feeds import Feed, InputInfo, as_array, batching, check_feed
 from onnxq.calib.files import Located, Source, TableSource
 from onnxq.calib.folders import open_source
-from onnxq.calib.images import prefetch
+from onnxq.calib.input_folders import FileKind, Folders
+from onnxq.calib.layouts import Layout
+from onnxq.calib.listing import parse_folders
 from onnxq.calib.live import IterableReader, OrtDataReader, RandomReader, ReaderFromOrt
+from onnxq.calib.prefetch import prefetch
 from onnxq.errors import DataError
 
 if TYPE_CHECKING:
@@ -31,14 +34,19 @@ __all__ = [
     "CheckedReader",
     "DataLike",
     "Feed",
+    "FileKind",
+    "Folders",
     "InputInfo",
     "IterableReader",
+    "Layout",
     "OrtDataReader",
     "RandomReader",
     "Reader",
     "ReaderFromOrt",
     "as_reader",
+    "folders_reader",
     "open_data",
+    "parse_folders",
     "rechunk",
     "samples",
     "take",
@@ -71,7 +79,17 @@ class Reader(Protocol):
         ...
 
 
-DataLike = str | Path | Reader | OrtDataReader | NDArray[Any] | Mapping[str, Any] | Iterable[object] | Callable[[], Any]
+DataLike = (
+    str
+    | Path
+    | Folders
+    | Reader
+    | OrtDataReader
+    | NDArray[Any]
+    | Mapping[str, Any]
+    | Iterable[object]
+    | Callable[[], Any]
+)
 """Everything `as_reader` takes."""
 
 
@@ -82,6 +100,10 @@ class _ReaderSource:
         self._reader = reader
         self.len_hint = reader.len_hint
         self.describe = reader.describe
+
+    def remarks(self) -> tuple[str, ...]:
+        """What the reader itself has to say so far."""
+        return tuple(getattr(self._reader, "notes", ()))
 
     def located(self) -> Iterator[Located]:
         """Give the feeds and their numbers."""
@@ -149,8 +171,8 @@ class CheckedReader:
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What was converted in the feeds read so far."""
-        return tuple(self._notes)
+        """How the data are read, and what was converted in the feeds read so far."""
+        return tuple(dict.fromkeys([*self._source.remarks(), *self._notes]))
 
     def len_hint(self) -> int | None:
         """How many samples there are, where that is known without reading them."""
@@ -180,6 +202,7 @@ def open_data(
     inputs: Sequence[InputInfo],
     *,
     preprocess: ImagePreprocess | None = None,
+    layout: Layout | None = None,
     samples: int | None = None,
 ) -> CheckedReader:
     """Open calibration or evaluation data.
@@ -190,14 +213,47 @@ def open_data(
             feed. (c) For a model with one input, a folder of .npy files, of .bin files (little-endian, of
             the input's type and shape) or of images; or one .npy file, axis 0 the samples. Folders are
             searched with their subfolders, files taken in natural order: ``img2`` before ``img10``.
+            (d) For a model with several inputs, ``input:folder,input:folder``, or a folder with a
+            sub-folder for each input that is named after it; see `Folders`.
         inputs: The model's inputs.
-        preprocess: How images become feeds. All other files are taken as they are.
+        preprocess: How images become feeds.
+        layout: Layout of the numbers in .bin files of 4 dimensions; None: as the model has it.
         samples: Use only the first so many samples.
 
     Raises:
         DataError: If there is nothing usable, or it does not fit the model.
     """
-    return CheckedReader(open_source(Path(path), inputs, preprocess), inputs, samples=samples, ahead=True)
+    return CheckedReader(open_source(Path(path), inputs, preprocess, layout), inputs, samples=samples, ahead=True)
+
+
+def folders_reader(
+    folders: Mapping[str, str | Path],
+    inputs: Sequence[InputInfo],
+    *,
+    kind: FileKind | Mapping[str, FileKind] = "auto",
+    preprocess: ImagePreprocess | Mapping[str, ImagePreprocess] | None = None,
+    layouts: Layout | Mapping[str, Layout] | None = None,
+    model_layouts: Layout | Mapping[str, Layout] | None = None,
+    shapes: Mapping[str, Sequence[int]] | None = None,
+    samples: int | None = None,
+) -> CheckedReader:
+    """Open data for several inputs, one folder each; the n-th files of all folders make the n-th feed.
+
+    Args:
+        folders: See `Folders`, as all that follows.
+        inputs: The model's inputs.
+        kind: What the files are, for all inputs or by input.
+        preprocess: How images become feeds, for all inputs or by input.
+        layouts: Layout of the numbers in .bin files.
+        model_layouts: Layout of the model's inputs.
+        shapes: Shapes of inputs with free dimensions, for .bin files.
+        samples: How many files of each folder are used; fewer are an error.
+
+    Raises:
+        DataError: If the folders do not fit the model or each other.
+    """
+    wanted = Folders(folders, kind, preprocess, layouts, model_layouts, shapes, samples)
+    return CheckedReader(wanted.source(inputs), inputs, ahead=True)
 
 
 def as_reader(
@@ -205,23 +261,27 @@ def as_reader(
     inputs: Sequence[InputInfo],
     *,
     preprocess: ImagePreprocess | None = None,
+    layout: Layout | None = None,
     samples: int | None = None,
 ) -> CheckedReader:
     """Make a reader of anything that can be one.
 
     Args:
-        data: A path (see `open_data`), a reader, onnxruntime's CalibrationDataReader, arrays by input name
+        data: A path (see `open_data`), `Folders`, a reader, onnxruntime's CalibrationDataReader, arrays by input name
             or the array of the only input (axis 0 the samples), an iterable of feeds, or a function that
             returns one.
         inputs: The model's inputs.
         preprocess: How images become feeds.
+        layout: Layout of the numbers in .bin files of 4 dimensions; None: as the model has it.
         samples: Use only the first so many samples.
 
     Raises:
         DataError: If it is nothing of these, or does not fit the model.
     """
     if isinstance(data, (str, Path)):
-        return open_data(data, inputs, preprocess=preprocess, samples=samples)
+        return open_data(data, inputs, preprocess=preprocess, layout=layout, samples=samples)
+    if isinstance(data, Folders):
+        return CheckedReader(data.source(inputs), inputs, samples=samples, ahead=True)
     if isinstance(data, CheckedReader) and samples is None:
         return data
     return CheckedReader(_source_of(data, inputs), inputs, samples=samples)

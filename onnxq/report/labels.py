@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from onnxq.calib.folders import kind_of, natural_key
+from onnxq.calib.listing import data_files
 from onnxq.errors import DataError, nearest
 
 Labels = NDArray[np.int64]
@@ -128,13 +128,11 @@ def _by_index(path: Path, pairs: Sequence[tuple[int, str, int]]) -> Labels:
 def _by_file(path: Path, data: Path, pairs: Sequence[tuple[int, str, int]]) -> Labels:
     if not data.is_dir():
         raise DataError(f"{path}: names files, but the data {data} are no folder; use the columns index,label")
-    files = [file for file in data.rglob("*") if kind_of(file) and file.is_file()]
-    files.sort(key=lambda file: natural_key(file.relative_to(data)))
     exact = {(path.parent / name).resolve(): label for _, name, label in pairs}
     exact |= {(data / name).resolve(): label for _, name, label in pairs}
     bare = _unique_names(pairs)
     labels: list[int] = []
-    for file in files:
+    for file in data_files(data):
         label = exact.get(file.resolve(), bare.get(file.name))
         if label is None:
             hint = nearest(file.name, bare, count=1)

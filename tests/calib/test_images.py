@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from onnxq.calib.images import center_crop, decode, normalize, prefetch, preprocess, preprocess_file, resize, to_color
+from onnxq.calib.images import center_crop, decode, normalize, preprocess, preprocess_file, resize, to_color
+from onnxq.calib.prefetch import prefetch
 from onnxq.errors import DataError
 from onnxq.recipe import ImagePreprocess
 
