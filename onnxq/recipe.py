@@ -32,6 +32,7 @@ from onnxq._recipe.methods import (
     MinMax,
     OutputMSE,
     Percentile,
+    RemovalOutlier,
     WeightMethod,
     WeightMSE,
 )
@@ -112,6 +113,7 @@ __all__ = [
     "Prune",
     "Recipe",
     "RefineStep",
+    "RemovalOutlier",
     "Rule",
     "Scheme",
     "Selector",

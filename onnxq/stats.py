@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import TypeVar
 
 import numpy as np
@@ -144,6 +145,66 @@ class Histogram:
         return self.exponent == other.exponent and bool(np.array_equal(self.counts, other.counts))
 
 
+#: Every finite float32 is a whole multiple of 2**-UNIT, so sums of them as whole numbers are exact.
+UNIT = 149
+
+
+@dataclass(frozen=True, slots=True)
+class RoundQuantiles:
+    """Order statistics of single rounds (runs of the model), added up over the rounds.
+
+    The sums are whole numbers, so `merge` is associative, commutative and exact to the bit.
+
+    Attributes:
+        shares: Which order statistics: of n sorted values that at ``int(share * n)``, the last one at the most.
+        sums: Sum over the rounds for each of `shares`, in units of ``2**-149``.
+        rounds: How many rounds.
+    """
+
+    shares: tuple[float, ...]
+    sums: tuple[int, ...]
+    rounds: int = 0
+
+    @staticmethod
+    def empty(shares: tuple[float, ...]) -> RoundQuantiles:
+        """Return the neutral element of `merge`."""
+        return RoundQuantiles(shares, (0,) * len(shares))
+
+    def ranks(self, count: int) -> tuple[int, ...]:
+        """Positions, counted from 0, of the order statistics among so many ascending values."""
+        return tuple(min(int(share * count), count - 1) for share in self.shares)
+
+    def add(self, values: NDArray[np.float32]) -> RoundQuantiles:
+        """Return the sums with one more round.
+
+        Args:
+            values: shape (len(shares),), the order statistics of the round, finite.
+        """
+        units = (int(math.ldexp(float(value), UNIT)) for value in values)
+        return RoundQuantiles(self.shares, tuple(a + b for a, b in zip(self.sums, units, strict=True)), self.rounds + 1)
+
+    def mean(self, share: float) -> float:
+        """The order statistic for `share`, averaged over the rounds.
+
+        Raises:
+            CalibrationError: If it was not collected, or there was no round.
+        """
+        if share not in self.shares or not self.rounds:
+            raise CalibrationError(f"no order statistics for the share {share:g} were collected; ask for QUANTILES")
+        return float(Fraction(self.sums[self.shares.index(share)], self.rounds << UNIT))
+
+    def merge(self, other: RoundQuantiles) -> RoundQuantiles:
+        """Return the sums over the rounds of both; associative, commutative, exact.
+
+        Raises:
+            ValueError: If they are of other order statistics.
+        """
+        if self.shares != other.shares:
+            raise ValueError(f"order statistics for {self.shares} and {other.shares} do not merge")
+        sums = tuple(a + b for a, b in zip(self.sums, other.sums, strict=True))
+        return RoundQuantiles(self.shares, sums, self.rounds + other.rounds)
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class TensorStats:
     """Statistics of one tensor over any number of samples.
@@ -160,6 +221,7 @@ class TensorStats:
         channel_sum: shape (C,), float64. Its merge is a float addition: commutative, but associative only up to
             rounding, so whoever merges must do it in a fixed order (samples ascending).
         channel_count: Number of values behind each entry of `channel_sum`.
+        quantiles: Order statistics of the rounds.
     """
 
     low: float
@@ -169,6 +231,7 @@ class TensorStats:
     channel_absmax: NDArray[np.float32] | None = None
     channel_sum: NDArray[np.float64] | None = None
     channel_count: int = 0
+    quantiles: RoundQuantiles | None = None
 
     def __post_init__(self) -> None:
         if self.count < 0 or self.channel_count < 0:
@@ -223,6 +286,16 @@ class TensorStats:
             raise CalibrationError("this method needs a histogram and none was collected; ask for HISTOGRAM")
         return self.histogram
 
+    def require_quantiles(self) -> RoundQuantiles:
+        """Return the order statistics of the rounds.
+
+        Raises:
+            CalibrationError: If none were collected.
+        """
+        if self.quantiles is None or self.count == 0:
+            raise CalibrationError("this method needs order statistics and none were collected; ask for QUANTILES")
+        return self.quantiles
+
     def merge(self, other: TensorStats) -> TensorStats:
         """Return the statistics of both data sets together.
 
@@ -237,6 +310,7 @@ class TensorStats:
             channel_absmax=_join("channel_absmax", self.channel_absmax, other.channel_absmax, _larger),
             channel_sum=_join("channel_sum", self.channel_sum, other.channel_sum, _sum),
             channel_count=self.channel_count + other.channel_count,
+            quantiles=_join("quantiles", self.quantiles, other.quantiles, RoundQuantiles.merge),
         )
 
 

@@ -9,6 +9,7 @@ from pydantic import Field, model_validator
 from onnxq._recipe.base import Flag, Model, Number, Share, Shorthand
 
 SearchRange = tuple[Number, Number]
+Quantile = Annotated[float, Field(strict=True, ge=0, le=1)]
 
 
 def _check_search(search_range: tuple[float, float], search_step: float) -> None:
@@ -98,6 +99,20 @@ class HFMG(Method):
     num_of_bins: Literal[1024, 2048, 4096, 8192] = Field(default=4096, description="Bins of the histogram.")
 
 
+class RemovalOutlier(Method):
+    """Cut the outermost values off each sample; the mean of what is left of the samples' ranges."""
+
+    name: Literal["removal_outlier"] = "removal_outlier"
+    low_quantile: Quantile = Field(default=0.0001, description="Part of a sample's values below its lower bound.")
+    high_quantile: Quantile = Field(default=0.9999, description="Part of a sample's values below its upper bound.")
+
+    @model_validator(mode="after")
+    def _check(self) -> RemovalOutlier:
+        if not self.low_quantile < self.high_quantile:
+            raise ValueError(f"low_quantile {self.low_quantile:g} must be below high_quantile {self.high_quantile:g}")
+        return self
+
+
 class AbsMax(Method):
     """The largest magnitude; the smallest and largest value where the weights are asymmetric."""
 
@@ -166,7 +181,7 @@ class NUQ(Method):
 
 
 def _activation_names() -> list[str]:
-    return ["minmax", "percentile", "kl", "mse", "ifmr", "hfmg"]
+    return ["minmax", "percentile", "kl", "mse", "ifmr", "hfmg", "removal_outlier"]
 
 
 def _weight_names() -> list[str]:
@@ -174,7 +189,7 @@ def _weight_names() -> list[str]:
 
 
 ActivationMethod = Annotated[
-    MinMax | Percentile | KL | ActivationMSE | OutputMSE | IFMR | HFMG,
+    MinMax | Percentile | KL | ActivationMSE | OutputMSE | IFMR | HFMG | RemovalOutlier,
     Field(discriminator="name"),
     Shorthand("name", _activation_names),
 ]

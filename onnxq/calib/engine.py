@@ -21,13 +21,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onnxq.algos import kernels
+from onnxq.algos.ranks import order_statistics
 from onnxq.calib.chunks import rechunk
 from onnxq.calib.feeds import Feed, InputInfo, batching, sample_count
 from onnxq.calib.points import StatisticPoint, StatKind
 from onnxq.calib.reductions import LARGE, THINNING, Extremes, Reductions
 from onnxq.errors import CalibrationError
 from onnxq.runtime import Session
-from onnxq.stats import BINS, MIN_EXPONENT, Histogram, TensorStats, exponent_for
+from onnxq.stats import BINS, MIN_EXPONENT, Histogram, RoundQuantiles, TensorStats, exponent_for
 
 BATCH_BYTES = 1 << 22
 """A batch grows until the tensors of interest take about this much: beyond, it no longer fits the caches."""
@@ -70,6 +71,11 @@ class _Accumulator:
     count: int = 0
     counter: _Counter = field(default_factory=_Counter)
     absmax: NDArray[np.float32] | None = None
+    quantiles: RoundQuantiles | None = field(init=False)
+
+    def __post_init__(self) -> None:
+        wanted = StatKind.QUANTILES in self.point.kinds
+        self.quantiles = RoundQuantiles.empty(self.point.shares) if wanted else None
 
     def add(self, x: NDArray[np.float32], lanes: NDArray[np.uint32]) -> bool:
         """Take in one array; False if it holds NaN or infinity."""
@@ -88,6 +94,8 @@ class _Accumulator:
         self.count += x.size
         if StatKind.HISTOGRAM in self.point.kinds and x.size:
             self.counter.add(_thinned(x), max(-low, high), lanes)
+        if self.quantiles is not None and x.size:
+            self.quantiles = self.quantiles.add(order_statistics(x, self.quantiles.ranks(x.size)))
         return True
 
     def stats(self) -> TensorStats:
@@ -95,7 +103,7 @@ class _Accumulator:
         histogram = None
         if StatKind.HISTOGRAM in self.point.kinds:
             histogram = self.counter.histogram()
-        return TensorStats(self.low, self.high, self.count, histogram, self.absmax)
+        return TensorStats(self.low, self.high, self.count, histogram, self.absmax, quantiles=self.quantiles)
 
 
 def _thinned(x: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -168,7 +176,8 @@ class Collector:
         points: What to measure.
         inputs: The model's inputs.
         workers: How many batches are run at the same time.
-        batch: Samples of a batch; 0 chooses by the size of the tensors of one sample.
+        batch: Samples of a batch; 0 chooses by the size of the tensors of one sample. Order statistics are those
+            of a run, so with them it is one sample, or the batch that the model fixes.
         on_samples: Is told how many samples are done.
         reduced: Points whose extremes the session computes by itself.
         explain: Called with the feed of a batch with NaN or infinity; names the node that made it.
@@ -235,6 +244,8 @@ class Collector:
 
     def _batches(self, feeds: Iterable[Feed], taps: Sequence[str]) -> Iterator[tuple[int, Feed]]:
         size = self.batch or batching(self.inputs).fixed
+        if any(StatKind.QUANTILES in point.kinds for point in self.points):
+            size = batching(self.inputs).fixed or 1
         if size:
             return rechunk(feeds, size, self.inputs)
         return self._sized(iter(feeds), taps)
@@ -326,4 +337,4 @@ def _merged(found: Sequence[TensorStats], sums: tuple[NDArray[np.float64], int] 
     if sums is None:
         return total
     values, count = sums
-    return TensorStats(total.low, total.high, total.count, total.histogram, total.channel_absmax, values, count)
+    return replace(total, channel_sum=values, channel_count=count)

@@ -17,6 +17,8 @@ class StatKind(Flag):
     """Largest magnitude of each channel."""
     CHANNEL_SUM = auto()
     """Sum of each channel, for means."""
+    QUANTILES = auto()
+    """Order statistics of every run; the model is run one sample at a time for that."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,8 +29,10 @@ class StatisticPoint:
         tensor: Its name.
         kinds: What to measure.
         axis: Where its channels are, counted as numpy does; only the channel kinds use it.
+        shares: Which order statistics, see `onnxq.stats.RoundQuantiles`; only QUANTILES uses it.
     """
 
     tensor: str
     kinds: StatKind
     axis: int = 1
+    shares: tuple[float, ...] = ()

@@ -22,6 +22,9 @@ _STEPS = 10
 _PREFIX = "onnxq.extremes"
 _END = int(np.iinfo(np.int64).max)
 
+_WHOLE = StatKind.CHANNEL_SUM | StatKind.QUANTILES
+"""What needs all values of a tensor."""
+
 LARGE = 1 << 14
 """Of tensors with so many values in a sample, the histogram counts some only; ranges are always exact."""
 THINNING = 4
@@ -246,7 +249,7 @@ def reductions_for(
     items: list[Reduction] = []
     for point in points:
         shape = shapes.get(point.tensor)
-        if shape is None or len(shape) < 3 or StatKind.CHANNEL_SUM in point.kinds:
+        if shape is None or len(shape) < 3 or _WHOLE & point.kinds:
             continue
         sampled = StatKind.HISTOGRAM in point.kinds
         if sampled and (opset < _STEPS or not _has_many_rows(shape)):

@@ -34,6 +34,7 @@ class Method(str, Enum):
     MSE = "mse"
     IFMR = "ifmr"
     HFMG = "hfmg"
+    REMOVAL_OUTLIER = "removal_outlier"
 
 
 class Layout(str, Enum):

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from onnxq.algos.activation import method_info
+from onnxq.algos.activation import method_info, shares_of
 from onnxq.calib.points import StatisticPoint, StatKind
 from onnxq.errors import DataError
 from onnxq.graph import GraphModel
@@ -15,7 +15,7 @@ from onnxq.passes._collect import measure
 from onnxq.passes._depthwise import links
 from onnxq.passes._measured import is_measured
 from onnxq.plan import Plan
-from onnxq.recipe import OutputMSE
+from onnxq.recipe import ActivationMethod, OutputMSE
 
 if TYPE_CHECKING:
     from onnxq.context import QuantContext
@@ -70,11 +70,24 @@ class Calibrate(Pass):
 def _points(graph: GraphModel, plan: Plan, *, channels: bool) -> Iterator[StatisticPoint]:
     spread = {link.activation.tensor for link in links(graph, plan)} if channels else set()
     kinds: dict[str, StatKind] = {}
+    shares: dict[str, set[float]] = {}
     for activation in plan.activations.values():
-        if activation.tensor in spread:
-            kinds[activation.tensor] = StatKind.CHANNEL_ABSMAX
-        elif is_measured(graph, plan, activation):
-            histogram = isinstance(activation.method, OutputMSE) or method_info(activation.method.name).needs_histogram
-            if histogram or activation.tensor not in kinds:  # readers may want one tensor in several ways
-                kinds[activation.tensor] = StatKind.HISTOGRAM if histogram else StatKind.RANGE
-    yield from (StatisticPoint(name, kind) for name, kind in kinds.items())
+        name = activation.tensor
+        if name in spread:
+            kinds[name] = StatKind.CHANNEL_ABSMAX
+        elif is_measured(graph, plan, activation):  # readers may want one tensor in several ways
+            kinds[name] = kinds.get(name, StatKind.RANGE) | _kind(activation.method)
+            shares.setdefault(name, set()).update(_shares(activation.method))
+    for name, kind in kinds.items():
+        simple = kind if kind == StatKind.RANGE else kind & ~StatKind.RANGE
+        yield StatisticPoint(name, simple, shares=tuple(sorted(shares.get(name, ()))))
+
+
+def _kind(method: ActivationMethod) -> StatKind:
+    if isinstance(method, OutputMSE) or method_info(method.name).needs_histogram:
+        return StatKind.HISTOGRAM
+    return StatKind.QUANTILES if _shares(method) else StatKind.RANGE
+
+
+def _shares(method: ActivationMethod) -> tuple[float, ...]:
+    return () if isinstance(method, OutputMSE) else shares_of(method.name, method.parameters())

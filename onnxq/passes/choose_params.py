@@ -84,7 +84,12 @@ def _find_range(members: list[ActivationPlan], stats: dict[str, TensorStats]) ->
     if isinstance(method, OutputMSE):  # SearchRanges did not run, or nothing reads the tensor
         method = ActivationMSE()
     config = activation_methods.config_from_dict(method.name, method.parameters())
-    low, high = activation_methods.find_range(total, members[0].spec, config)
+    if activation_methods.method_info(method.name).needs_quantiles:  # of values of one tensor, not of several
+        parts = [stats[m.tensor] for m in members if m.tensor in stats and stats[m.tensor].count]
+    else:
+        parts = [total]
+    ranges = [activation_methods.find_range(part, members[0].spec, config) for part in parts]
+    low, high = min(r[0] for r in ranges), max(r[1] for r in ranges)
     return max(low, bounds[0]), min(high, bounds[1])
 
 

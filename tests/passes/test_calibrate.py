@@ -9,6 +9,7 @@ import pytest
 
 from onnxq.errors import CalibrationError, DataError
 from onnxq.passes.calibrate import Calibrate
+from onnxq.passes.choose_params import ChooseParams
 from onnxq.plan import Plan
 from onnxq.stats import Histogram
 from tests.graphs import apply, build, normal, run
@@ -55,8 +56,11 @@ def test_measured_is_what_the_model_computes() -> None:
 
 @pytest.mark.parametrize(
     ("method", "histogram"),
-    [("minmax", False), ("percentile", True), ("kl", True), ("mse", True), ("output_mse", True), ("ifmr", True)],
-)
+    [
+        ("minmax", False), ("percentile", True), ("kl", True), ("mse", True), ("output_mse", True), ("ifmr", True),
+        ("removal_outlier", False),
+    ],
+)  # fmt: skip
 def test_a_histogram_is_made_where_the_method_needs_one(method: str, histogram: bool) -> None:
     graph, ctx = planned(net(), data={"x": normal(4, 3, 8, 8)}, recipe={"activations": {"method": method}})
     apply(graph, Calibrate(), ctx=ctx)
@@ -158,3 +162,41 @@ def test_the_graph_is_not_changed() -> None:
     report = apply(graph, Calibrate(channels=True), ctx=ctx)
     assert report.changed == 0
     assert graph.to_proto().SerializeToString() == before
+
+
+OUTLIERS = {"activations": {"method": "removal_outlier"}}
+
+
+def test_outliers_are_removed_sample_by_sample_whatever_the_batches() -> None:
+    model, x = net(), normal(7, 3, 8, 8)
+    wide = type(model)()
+    wide.CopyFrom(model)
+    wide.graph.output.extend(type(model.graph.output[0])(name=n) for n in ("r", "b"))
+    found = []
+    for size, threads in ((1, 1), (3, 2), (7, 3)):
+        feeds = [{"x": x[i : i + size]} for i in range(0, len(x), size)]
+        graph, ctx = planned(model, data=feeds, recipe=OUTLIERS)
+        ctx.threads = threads
+        apply(graph, Calibrate(), ctx=ctx)
+        found.append({name: (s.low, s.high, s.count, s.quantiles) for name, s in ctx.stats.items()})
+    assert found[0] == found[1] == found[2]
+    values = [{"x": x[i : i + 1], **run(wide, {"x": x[i : i + 1]})} for i in range(len(x))]
+    for name in ("x", "r", "b"):
+        ordered = [np.sort(v[name].reshape(-1)) for v in values]
+        quantiles = ctx.stats[name].require_quantiles()
+        for share in (0.0001, 0.9999):
+            expected = np.mean([s[int(share * s.size)] for s in ordered])
+            assert quantiles.mean(share) == pytest.approx(float(expected), rel=1e-5, abs=1e-7)
+
+
+def test_joined_tensors_get_the_widest_of_their_ranges() -> None:
+    model = build(
+        """g (float[N,3,8,8] x) => (float[N,2,6,6] y) {
+            [c1] a = Conv (x, W1) [c2] b = Conv (x, W2) [cat] c = Concat <axis=1> (a, b) [c3] y = Conv (c, W3) }""",
+        W1=normal(4, 3, 3, 3), W2=normal(4, 3, 3, 3, scale=50), W3=normal(2, 8, 1, 1),
+    )  # fmt: skip
+    graph, ctx = planned(model, data={"x": normal(5, 3, 8, 8)}, recipe=OUTLIERS)
+    apply(graph, Calibrate(), ChooseParams(), ctx=ctx)
+    assert ctx.plan.activations["a"].group == ctx.plan.activations["b"].group
+    bounds = [ctx.stats["b"].require_quantiles().mean(share) for share in (0.0001, 0.9999)]
+    assert float(ctx.params["a"].scale) == pytest.approx((bounds[1] - bounds[0]) / 255, rel=1e-5)

@@ -12,14 +12,20 @@ from types import MappingProxyType
 from typing import Any
 
 from onnxq.algos._fields import build_config
-from onnxq.algos.activation import hfmg, ifmr, kl, minmax, mse, percentile
+from onnxq.algos.activation import hfmg, ifmr, kl, minmax, mse, percentile, removal_outlier
 from onnxq.errors import RecipeError, nearest
 from onnxq.spec import QuantSpec
 from onnxq.stats import TensorStats
 
 #: Configuration of any method; the method's own class when it is called.
 Config = (
-    minmax.MinMaxConfig | percentile.PercentileConfig | kl.KlConfig | mse.MseConfig | ifmr.IfmrConfig | hfmg.HfmgConfig
+    minmax.MinMaxConfig
+    | percentile.PercentileConfig
+    | kl.KlConfig
+    | mse.MseConfig
+    | ifmr.IfmrConfig
+    | hfmg.HfmgConfig
+    | removal_outlier.RemovalOutlierConfig
 )
 
 
@@ -32,12 +38,14 @@ class MethodInfo:
         config: Its configuration class; all fields have defaults.
         find_range: Its search.
         needs_histogram: Whether the range of the tensor alone is not enough.
+        needs_quantiles: Whether it takes order statistics, those that its configuration calls `shares`.
     """
 
     name: str
     config: type[Config]
     find_range: Callable[[TensorStats, QuantSpec, Any], tuple[float, float]]
     needs_histogram: bool
+    needs_quantiles: bool = False
 
 
 METHODS: Mapping[str, MethodInfo] = MappingProxyType(
@@ -50,6 +58,13 @@ METHODS: Mapping[str, MethodInfo] = MappingProxyType(
             MethodInfo("mse", mse.MseConfig, mse.find_range, needs_histogram=True),
             MethodInfo("ifmr", ifmr.IfmrConfig, ifmr.find_range, needs_histogram=True),
             MethodInfo("hfmg", hfmg.HfmgConfig, hfmg.find_range, needs_histogram=True),
+            MethodInfo(
+                "removal_outlier",
+                removal_outlier.RemovalOutlierConfig,
+                removal_outlier.find_range,
+                needs_histogram=False,
+                needs_quantiles=True,
+            ),
         )
     }
 )
@@ -73,6 +88,18 @@ def config_from_dict(name: str, fields: Mapping[str, object]) -> Config:
         RecipeError: If the method or a field is unknown, or a value is not allowed.
     """
     return build_config(method_info(name).config, name, fields)
+
+
+def shares_of(name: str, fields: Mapping[str, object]) -> tuple[float, ...]:
+    """Return the order statistics that the method `name` needs of every round; none where it needs none.
+
+    Raises:
+        RecipeError: If the method or a field is unknown, or a value is not allowed.
+    """
+    if not method_info(name).needs_quantiles:
+        return ()
+    config = config_from_dict(name, fields)
+    return config.shares if isinstance(config, removal_outlier.RemovalOutlierConfig) else ()
 
 
 def find_range(stats: TensorStats, spec: QuantSpec, config: Config) -> tuple[float, float]:

@@ -1,9 +1,11 @@
 """Activations of the shapes that occur: balanced, one-sided, heavy tailed, with outliers, degenerate."""
 
+from dataclasses import replace
+
 import numpy as np
 
 from onnxq.spec import QType, QuantSpec
-from onnxq.stats import TensorStats
+from onnxq.stats import RoundQuantiles, TensorStats
 
 ASYMMETRIC = QuantSpec(QType.UINT8, symmetric=False)
 SYMMETRIC = QuantSpec(QType.INT8)
@@ -41,8 +43,13 @@ DEGENERATE = {
 }
 
 
+SHARES = (0.0001, 0.9999)
+
+
 def stats_of(x):
-    return TensorStats.from_array(x)
+    flat = np.sort(x.reshape(-1))
+    quantiles = RoundQuantiles.empty(SHARES).add(np.array([flat[int(share * flat.size)] for share in SHARES]))
+    return replace(TensorStats.from_array(x), quantiles=quantiles)
 
 
 def squared_error(x, low, high, spec):

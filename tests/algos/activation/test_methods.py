@@ -64,6 +64,9 @@ def test_methods_need_what_they_say(method):
     if info.needs_histogram:
         with pytest.raises(CalibrationError, match="ask for HISTOGRAM"):
             find_range(stats, ASYMMETRIC, info.config())
+    elif info.needs_quantiles:
+        with pytest.raises(CalibrationError, match="ask for QUANTILES"):
+            find_range(stats, ASYMMETRIC, info.config())
     else:
         assert find_range(stats, ASYMMETRIC, info.config()) == (-1.0, 2.0)
 
@@ -74,7 +77,7 @@ def test_one_sided_data_keep_their_inner_end():
 
 
 def test_registry_and_configs():
-    assert list(METHODS) == ["minmax", "percentile", "kl", "mse", "ifmr", "hfmg"]
+    assert list(METHODS) == ["minmax", "percentile", "kl", "mse", "ifmr", "hfmg", "removal_outlier"]
     for name, info in METHODS.items():
         assert info.name == name
         assert dataclasses.is_dataclass(info.config)
@@ -97,6 +100,8 @@ def test_registry_and_configs():
         ("percentile", {"percentile": "99"}, "got '99'"),
         ("percentile", {"percentile": float("nan")}, "got nan"),
         ("percentile", {"percentile": True}, "got True"),
+        ("removal_outlier", {"low_quantile": -0.1}, "low_quantile must be a number >= 0 and <= 1, got -0.1"),
+        ("removal_outlier", {"low_quantile": 0.9, "high_quantile": 0.1}, "low_quantile 0.9 must be below"),
         ("kl", {"num_bins": 100}, "integer from 128 to 8192, got 100"),
         ("kl", {"num_bins": 2048.0}, "integer from 128"),
         ("kl", {"ignore_zeros": 1}, "true or false, got 1"),
