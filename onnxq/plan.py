@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Literal
 
-from onnxq.recipe import ActivationMethod, WeightMethod
+from onnxq.recipe import ActivationMethod, TrainedActivation, TrainedWeight, WeightMethod
 from onnxq.spec import QuantSpec
 
 Role = Literal["quantized", "shared", "absorbed", "float"]
@@ -52,6 +52,7 @@ class ActivationPlan:
         readers: Node name and input index of each quantized reader.
         bounds: Values lie within these whatever the data say (the limits of an absorbed Clip).
         key: What its parameters are called: its name, or more where its readers want it differently.
+        trained: How its range is learned in quantization-aware training; None for the default way.
     """
 
     tensor: str
@@ -62,6 +63,7 @@ class ActivationPlan:
     readers: tuple[tuple[str, int], ...]
     bounds: tuple[float, float] = (float("-inf"), float("inf"))
     key: str = ""
+    trained: TrainedActivation | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "key", self.key or self.tensor)
@@ -81,6 +83,7 @@ class WeightPlan:
         bias: Whether a bias of the node, where it has one, gets int32 codes.
         input: Name of the activation it is multiplied with; empty where there is none (embeddings).
         input_key: What the parameters of that activation are called.
+        trained: How its scale is learned in quantization-aware training; None for the default way.
     """
 
     node: str
@@ -92,6 +95,7 @@ class WeightPlan:
     bias: bool = False
     input: str = ""
     input_key: str = ""
+    trained: TrainedWeight | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "input_key", self.input_key or self.input)

@@ -14,9 +14,11 @@ from onnxq.passes._limits import needs_symmetric
 from onnxq.passes._linear import label
 from onnxq.passes._specs import activation_method, activation_spec, keeps_codes, weight_method, weight_spec
 from onnxq.plan import ActivationPlan, Decision, Plan, WeightPlan
-from onnxq.recipe import AbsMax, ActivationConfig, ActivationMethod, Recipe
+from onnxq.recipe import AbsMax, ActivationConfig, ActivationMethod, Recipe, TrainedActivation
 from onnxq.spec import PerBlock, PerTensor, QuantSpec
 from onnxq.targets import Target
+
+_Way = tuple[QuantSpec, ActivationMethod, TrainedActivation | None]
 
 
 class Groups:
@@ -105,7 +107,7 @@ class _Placer:
             bounds = self.flow.clamps[name][1] if name in self.flow.clamps else (-math.inf, math.inf)
             plans[name] = ActivationPlan(
                 name, spec, activation_method(config), group, name in self.flow.coded,
-                tuple(readers.get(name, ())), bounds,
+                tuple(readers.get(name, ())), bounds, trained=config.trained,
             )  # fmt: skip
         return plans
 
@@ -127,7 +129,7 @@ class _Placer:
         plans: dict[str, ActivationPlan] = {}
         found = self._readers()
         for tensor, readers in ((name, found[name]) for name in self._order() if name in found):
-            ways: list[tuple[tuple[QuantSpec, ActivationMethod], list[tuple[str, int]]]] = []
+            ways: list[tuple[_Way, list[tuple[str, int]]]] = []
             for reader in readers:
                 way = self._way(self.flow.quantized[reader[0]])
                 members = next((alike for known, alike in ways if known == way), None)
@@ -135,16 +137,18 @@ class _Placer:
                     ways.append((way, [reader]))
                 else:
                     members.append(reader)
-            for number, ((spec, method), members) in enumerate(ways, 1):
+            for number, ((spec, method, trained), members) in enumerate(ways, 1):
                 key = tensor if number == 1 else f"{tensor}#{number}"
-                plans[key] = ActivationPlan(tensor, spec, method, key, False, tuple(members), key=key)
+                plans[key] = ActivationPlan(
+                    tensor, spec, method, key, False, tuple(members), key=key, trained=trained
+                )  # fmt: skip
         return plans
 
-    def _way(self, c: Candidate) -> tuple[QuantSpec, ActivationMethod]:
+    def _way(self, c: Candidate) -> _Way:
         config = c.settings.activations
         if needs_symmetric(self.graph, c.node, self.target):
             config = ActivationConfig(symmetric=True).over(config)
-        return activation_spec(config, self.target), activation_method(config)
+        return activation_spec(config, self.target), activation_method(config), config.trained
 
     def _groups(self, named: list[str]) -> Groups:
         groups = Groups()
@@ -195,6 +199,7 @@ class _Placer:
         return WeightPlan(
             name, c.weight, tensor, tensor, spec, weight_method(c.settings.weights, self.target),
             bias=bias and not isinstance(spec.granularity, PerBlock), input=source, input_key=keys.get(name, ""),
+            trained=c.settings.weights.trained,
         )  # fmt: skip
 
     def _has_bias(self, c: Candidate) -> bool:
@@ -218,7 +223,7 @@ class _Placer:
         ways: dict[str, list[object]] = {}
         for plan in plans:
             known = ways.setdefault(plan.tensor, [])
-            way = (plan.spec, plan.method)
+            way = (plan.spec, plan.method, plan.trained)
             if way not in known:
                 known.append(way)
             number = known.index(way)
