@@ -18,11 +18,13 @@ from onnxq.modelio import file_sha256, load_model
 from onnxq.passes._base import Fact, Instrument, Pass, PassManager
 from onnxq.passes._inputs import inputs_of
 from onnxq.passes._specs import FIRST_PER_AXIS, needed_opset
+from onnxq.passes._weight_only import check_weight_only
 from onnxq.passes.assign_names import AssignNames
 from onnxq.passes.balance_dmq import BalanceDmq
 from onnxq.passes.calibrate import Calibrate
 from onnxq.passes.calibrate_channels import CalibrateChannels
 from onnxq.passes.choose_params import ChooseParams
+from onnxq.passes.choose_weight_codes import ChooseWeightCodes
 from onnxq.passes.collect_factors import CollectFactors
 from onnxq.passes.correct_bias import CorrectBias
 from onnxq.passes.equalize_layers import EqualizeLayers
@@ -38,12 +40,13 @@ from onnxq.passes.normalize_gemm import NormalizeGemm
 from onnxq.passes.round_weights import RoundWeights
 from onnxq.passes.search_ranges import SearchRanges
 from onnxq.passes.select_layers import SelectLayers
+from onnxq.passes.select_weights import SelectWeights
 from onnxq.passes.spread_channels import SpreadChannels
 from onnxq.passes.stamp import Stamp
 from onnxq.passes.sweep import Sweep
 from onnxq.passes.upgrade_opset import UpgradeOpset
 from onnxq.plan import Plan
-from onnxq.recipe import NUQ, AdaRound, BiasCorrection, Recipe, RefineStep, TensorConfig
+from onnxq.recipe import NUQ, AdaRound, BiasCorrection, Recipe, RefineStep, TensorConfig, WeightOnly
 from onnxq.result import Result
 from onnxq.targets import Target, get_target
 
@@ -75,10 +78,35 @@ def build(
     if scheme not in target.schemes:
         known = ", ".join(sorted(target.schemes))
         raise RecipeError(f"scheme: {target.title} has no {scheme} quantization; use {known}")
+    if isinstance(recipe.scheme, WeightOnly):
+        passes = weight_only(recipe, target, recipe.scheme)
+        return PassManager(passes[: _planned(passes)] if plan_only else passes, tuple(instruments))
     passes = preparation(recipe, target)
     if not plan_only:
         passes += [*measurement(recipe), *choice(recipe), *insertion(target)]
     return PassManager(passes, tuple(instruments))
+
+
+def weight_only(recipe: Recipe, target: Target, scheme: WeightOnly) -> list[Pass]:
+    """The passes that store weights as codes and leave activations float.
+
+    Args:
+        recipe: What is wanted.
+        target: The backend.
+        scheme: What is wanted of the weights.
+
+    Raises:
+        RecipeError: If the recipe asks for something that has no effect without codes of activations.
+    """
+    check_weight_only(recipe)
+    passes = [*preparation(recipe, target, select=False), SelectWeights()]
+    passes.append(ChooseWeightCodes(scheme.correction))
+    return [*passes, Sweep(), Stamp()]
+
+
+def _planned(passes: Sequence[Pass]) -> int:
+    """How many passes it takes until there is a plan."""
+    return next(i for i, step in enumerate(passes, 1) if Fact.PLAN in step.provides)
 
 
 def preparation(recipe: Recipe, target: Target, *, select: bool = True) -> list[Pass]:
@@ -108,6 +136,8 @@ def preparation(recipe: Recipe, target: Target, *, select: bool = True) -> list[
             )
         options = recipe.equalize
         passes.append(EqualizeLayers(options.iterations, options.tolerance, options.drop_clips))
+    if recipe.scheme.kind == "weight_only":  # weights are decoded: every form of a Gemm will do
+        return passes
     return [*passes, NormalizeGemm(), *([SelectLayers()] if select else [])]
 
 

@@ -5,6 +5,7 @@ Any width from 1 to 16 bits is possible, and each channel can have its mean and 
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -58,16 +59,25 @@ def encode(weight: NDArray[np.floating], codes: WeightCodes) -> NDArray[np.int32
     """The codes of a weight: rounded half away from zero, limited to the width.
 
     Args:
-        weight: float, finite, any shape.
+        weight: float32, finite, any shape.
         codes: How.
 
     Returns:
         int32, the shape of `weight`, each from `codes.low` to `codes.high`.
     """
-    rank = weight.ndim
-    real = weight.astype(np.float64) / codes.along(codes.scale, rank) + codes.along(codes.zero_point, rank)
-    rounded = np.trunc(real + np.copysign(0.5, real))
-    return np.clip(rounded, codes.low, codes.high).astype(np.int32)
+    from onnxq.algos.weight._codes_kernels import encode_view
+
+    x = np.require(weight, np.float32, ("C", "A"))
+    view = (1, 1, x.size) if codes.axis is None else _around(x.shape, codes.axis)
+    values = np.empty(x.shape, np.int32)
+    scale, zero_point = codes.scale.reshape(-1), codes.zero_point.reshape(-1).astype(np.int64)
+    encode_view(x.reshape(view), scale, zero_point, codes.low, codes.high, values.reshape(view))
+    return values
+
+
+def _around(shape: tuple[int, ...], axis: int) -> tuple[int, int, int]:
+    """A shape as (before the axis, the axis, behind it)."""
+    return math.prod(shape[:axis]), shape[axis], math.prod(shape[axis + 1 :])
 
 
 def decode(values: NDArray[np.integer], codes: WeightCodes) -> NDArray[np.float32]:
