@@ -8,6 +8,7 @@ Source: MindSpore Lite, tools/converter/quantizer/quant_params.h and tools/conve
 
 from __future__ import annotations
 
+import codecs
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields
@@ -228,7 +229,7 @@ def is_mslite_config(path: str | os.PathLike[str]) -> bool:
         data = Path(path).read_bytes()
     except OSError:
         return False
-    opened = {line.strip(b' "\r') for line in data.removeprefix(b"\xef\xbb\xbf").split(b"\n")}
+    opened = {line.replace(b'"', b"").strip(b" \r") for line in data.removeprefix(codecs.BOM_UTF8).split(b"\n")}
     return any(f"[{name}]".encode() in opened for name in SECTIONS)
 
 
