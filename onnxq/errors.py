@@ -38,6 +38,10 @@ class RecordError(OnnxqError):
     """A record of scales and zero points is wrong, or does not fit the model."""
 
 
+class TrainingError(OnnxqError):
+    """Training cannot start or go on: no training runtime, a worker that died, artifacts that do not fit."""
+
+
 class PassError(OnnxqError):
     """A pass failed; the message names it and its position."""
 
