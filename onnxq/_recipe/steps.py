@@ -122,6 +122,11 @@ class CalibrationConfig(Model):
         default=1024, description="How much memory the statistics and feeds may take."
     )
     preprocess: ImagePreprocess | None = Field(default=None, description="How image files become feeds.")
+    bin_layout: Literal["NCHW", "NHWC"] | None = Field(
+        default=None,
+        description="Order of the 4 dimensions of the numbers in .bin files; absent: as in the model. Where it is not "
+        "the model's, they are transposed.",
+    )
 
 
 class BiasCorrection(Model):

@@ -78,6 +78,18 @@ class Folders:
             )
         return _FoldersSource(parts, min(counts.values()) if self.samples is None else self.samples)
 
+    def files(self, name: str) -> tuple[Path, ...]:
+        """The files of one input, in the order of the samples.
+
+        Raises:
+            DataError: If there are none, or several kinds.
+        """
+        return self._listed(name)[1][: self.samples]
+
+    def _listed(self, name: str) -> tuple[str, tuple[Path, ...]]:
+        wanted = self.kind if isinstance(self.kind, str) else self.kind.get(name, "auto")
+        return _listed(Path(self.folders[name]), wanted)
+
     def _check_names(self, inputs: Sequence[InputInfo]) -> None:
         names = [info.name for info in inputs]
         settings = {
@@ -102,8 +114,7 @@ class Folders:
 
     def _part(self, info: InputInfo) -> _Part:
         path = Path(self.folders[info.name])
-        wanted = self.kind if isinstance(self.kind, str) else self.kind.get(info.name, "auto")
-        kind, files = _listed(path, wanted)
+        kind, files = self._listed(info.name)
         if kind == "npy":
             return _Part(info, path, kind, files, lambda file: load_array(file, info))
         told = _layout_for(self.model_layouts, info)

@@ -8,14 +8,17 @@ from typing import Annotated
 import typer
 
 from onnxq.cli.options import (
+    BinLayoutName,
     ColorName,
     Config,
     Crop,
     ImageOptions,
     ImageSize,
+    InterpolationName,
     Json,
     LayoutName,
     Mean,
+    NormalizeWhen,
     RecipeOptions,
     ResizeShortSide,
     Samples,
@@ -35,7 +38,8 @@ def compare(
     data: Annotated[
         Path,
         typer.Option(
-            help="Evaluation data: an .npz file, or a folder of .npz, .npy, .bin or image files.",
+            help="Evaluation data: an .npz file, a folder of .npz, .npy, .bin or image files, or for several inputs "
+            "INPUT:FOLDER,INPUT:FOLDER.",
             metavar="PATH",
             show_default=False,
         ),
@@ -70,13 +74,16 @@ def compare(
     std: Std = None,
     layout: LayoutName = None,
     color: ColorName = None,
+    interpolation: InterpolationName = None,
+    normalize: NormalizeWhen = None,
+    bin_layout: BinLayoutName = None,
     as_json: Json = False,
     verbose: Verbose = False,
 ) -> int:
     """Compare a quantized model with the float model on data: outputs, classes, layers, size and latency.
 
-    Exit code 1 if --min-sqnr or --max-drop is not met. Of a recipe (--config) only the preprocessing of
-    images is used.
+    Exit code 1 if --min-sqnr or --max-drop is not met. Of a recipe (--config) only the way data are read
+    is used.
     """
     from onnxq.cli import tables
     from onnxq.errors import DataError
@@ -86,9 +93,13 @@ def compare(
     terminal = Terminal(as_json=as_json, verbose=verbose)
     if max_drop is not None and labels is None:
         raise DataError("--max-drop is about top-1 accuracy and needs --labels")
-    images = ImageOptions(image_size, resize_short_side, crop, scale, mean, std, layout, color)
-    preprocess = RecipeOptions(config=config, images=images).recipe().calibration.preprocess
-    options = Options(data, labels, samples, batch_size, preprocess, layers, latency, threads)
+    images = ImageOptions(
+        image_size, resize_short_side, crop, scale, mean, std, layout, color, interpolation, normalize
+    )
+    reading = RecipeOptions(config=config, images=images, bin_layout=bin_layout).recipe().calibration
+    options = Options(
+        data, labels, samples, batch_size, reading.preprocess, layers, latency, threads, reading.bin_layout
+    )
     with terminal.messages(), terminal.progress() as progress:
         found = run(reference, quantized, options, progress=progress)
     terminal.notes(found.notes, warning=True)

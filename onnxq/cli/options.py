@@ -40,8 +40,32 @@ class Method(str, Enum):
 class Layout(str, Enum):
     """Order of an image input's dimensions."""
 
+    AUTO = "auto"
     NCHW = "NCHW"
     NHWC = "NHWC"
+
+
+class BinLayout(str, Enum):
+    """Order of the dimensions of the numbers in .bin files."""
+
+    NCHW = "NCHW"
+    NHWC = "NHWC"
+
+
+class Interpolation(str, Enum):
+    """How images are resized."""
+
+    LINEAR = "linear"
+    NEAREST = "nearest"
+    CUBIC = "cubic"
+    AREA = "area"
+
+
+class Normalize(str, Enum):
+    """Whether scale, mean and std come last, or in front of resizing."""
+
+    AFTER_CROP = "after_crop"
+    BEFORE_RESIZE = "before_resize"
 
 
 class Color(str, Enum):
@@ -113,7 +137,35 @@ Std = Annotated[
     typer.Option(help="Divided by after that.", rich_help_panel=_IMAGES, metavar="X[,X,X]", show_default="1"),
 ]
 LayoutName = Annotated[
-    Layout | None, typer.Option("--layout", help="Order of dimensions.", rich_help_panel=_IMAGES, show_default="NCHW")
+    Layout | None,
+    typer.Option(
+        "--layout",
+        help="Order of the input's dimensions.",
+        rich_help_panel=_IMAGES,
+        show_default="by the model's shape",
+    ),
+]
+BinLayoutName = Annotated[
+    BinLayout | None,
+    typer.Option(
+        "--bin-layout",
+        help="Order of dimensions in .bin files; they are transposed to the model's.",
+        rich_help_panel=_IMAGES,
+        show_default="the model's",
+    ),
+]
+InterpolationName = Annotated[
+    Interpolation | None,
+    typer.Option("--interpolation", help="How to resize.", rich_help_panel=_IMAGES, show_default="linear"),
+]
+NormalizeWhen = Annotated[
+    Normalize | None,
+    typer.Option(
+        "--normalize",
+        help="Whether scale, mean and std come last or before resizing.",
+        rich_help_panel=_IMAGES,
+        show_default="after_crop",
+    ),
 ]
 ColorName = Annotated[
     Color | None, typer.Option("--color", help="Order of channels.", rich_help_panel=_IMAGES, show_default="RGB")
@@ -132,6 +184,8 @@ class ImageOptions:
     std: str | None = None
     layout: Layout | None = None
     color: Color | None = None
+    interpolation: Interpolation | None = None
+    normalize: Normalize | None = None
 
     def over(self, base: ImagePreprocess | None) -> ImagePreprocess | None:
         """The recipe's preprocessing with these options laid over it.
@@ -152,6 +206,8 @@ class ImageOptions:
             "std": _numbers("--std", self.std),
             "layout": self.layout and self.layout.value,
             "color": self.color and self.color.value,
+            "interpolation": self.interpolation and self.interpolation.value,
+            "normalize": self.normalize and self.normalize.value,
         }
         given = {key: value for key, value in changes.items() if value is not None}
         for key, other in (("size", "resize_short_side"), ("resize_short_side", "size")):
@@ -189,6 +245,7 @@ class RecipeOptions:
     random: int | None = None
     has_data: bool = False
     images: ImageOptions = ImageOptions()
+    bin_layout: BinLayout | None = None
 
     def recipe(self) -> Recipe:
         """The recipe file, or the default recipe, with these options laid over it.
@@ -246,6 +303,7 @@ class RecipeOptions:
             "random_samples": self.random,
             "random": True if self.random is not None else False if self.has_data else None,
             "preprocess": self.images.over(base.calibration.preprocess),
+            "bin_layout": self.bin_layout and self.bin_layout.value,
         }
         return base.calibration.replace(**{key: value for key, value in wanted.items() if value is not None})
 

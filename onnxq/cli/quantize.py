@@ -8,16 +8,19 @@ from typing import Annotated
 import typer
 
 from onnxq.cli.options import (
+    BinLayoutName,
     ColorName,
     Config,
     Crop,
     ImageOptions,
     ImageSize,
+    InterpolationName,
     Json,
     LayoutName,
     Mean,
     Method,
     ModelPath,
+    NormalizeWhen,
     RecipeOptions,
     ResizeShortSide,
     Samples,
@@ -41,7 +44,8 @@ def quantize(
     data: Annotated[
         Path | None,
         typer.Option(
-            help="Calibration data: an .npz file, or a folder of .npz, .npy, .bin or image files.",
+            help="Calibration data: an .npz file, a folder of .npz, .npy, .bin or image files, or for several inputs "
+            "INPUT:FOLDER,INPUT:FOLDER.",
             metavar="PATH",
             show_default=False,
         ),
@@ -78,6 +82,9 @@ def quantize(
     std: Std = None,
     layout: LayoutName = None,
     color: ColorName = None,
+    interpolation: InterpolationName = None,
+    normalize: NormalizeWhen = None,
+    bin_layout: BinLayoutName = None,
     report: Annotated[
         Path | None, typer.Option(help="Also write an HTML report.", metavar="FILE", show_default=False)
     ] = None,
@@ -99,7 +106,9 @@ def quantize(
 
     terminal = Terminal(as_json=as_json, verbose=verbose)
     check_outputs({"-o": output, "--report": report}, {"MODEL": model, "--data": data, "--config": config})
-    images = ImageOptions(image_size, resize_short_side, crop, scale, mean, std, layout, color)
+    images = ImageOptions(
+        image_size, resize_short_side, crop, scale, mean, std, layout, color, interpolation, normalize
+    )
     wanted = RecipeOptions(
         config=config,
         target=target,
@@ -111,6 +120,7 @@ def quantize(
         random=random,
         has_data=data is not None,
         images=images,
+        bin_layout=bin_layout,
     ).wanted(model)
     recipe = wanted.recipe
     job = Job(model, output, data, recipe, report, external_data, threads)

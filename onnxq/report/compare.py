@@ -11,7 +11,7 @@ import numpy as np
 
 from onnxq.ascend import simulate_model
 from onnxq.calib.feeds import Feed, InputInfo, batching, sample_count
-from onnxq.calib.readers import CheckedReader, open_data, rechunk
+from onnxq.calib.readers import CheckedReader, Folders, Layout, as_reader, rechunk
 from onnxq.errors import DataError, GraphError, nearest
 from onnxq.graph import GraphModel
 from onnxq.modelio import load_model
@@ -40,7 +40,7 @@ class Options:
     """What is compared, and on what.
 
     Attributes:
-        data: Evaluation data; see `onnxq.calib.readers.open_data`.
+        data: Evaluation data; see `onnxq.calib.readers.open_data`, or `onnxq.calib.readers.Folders`.
         labels: File with the true classes, for top-1 accuracy; see `onnxq.report.labels.read_labels`.
         samples: Use the first so many samples; None for all of them.
         batch_size: Samples at a time.
@@ -48,9 +48,10 @@ class Options:
         layers: Also compare layer by layer.
         latency: Also measure latency.
         threads: Threads of ONNX Runtime; 0 for all cores.
+        bin_layout: Layout of the numbers in .bin files of 4 dimensions; None: as the model has it.
     """
 
-    data: Path
+    data: Path | Folders
     labels: Path | None = None
     samples: int | None = None
     batch_size: int = BATCH
@@ -58,6 +59,7 @@ class Options:
     layers: bool = False
     latency: bool = True
     threads: int = 0
+    bin_layout: Layout | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,7 +180,9 @@ def compare(
     _check_same_interface(*sessions)
     inputs = sessions[0].inputs
     labels = None if options.labels is None else read_labels(options.labels, options.data)
-    reader = open_data(options.data, inputs, preprocess=options.preprocess, samples=options.samples)
+    reader = as_reader(
+        options.data, inputs, preprocess=options.preprocess, layout=options.bin_layout, samples=options.samples
+    )
     run = _Run(sessions, inputs, labels, limited=options.samples is not None)
     for done in run.over(reader, options.batch_size):
         progress("comparing outputs", done, reader.len_hint())

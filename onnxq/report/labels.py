@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from onnxq.calib.listing import data_files
+from onnxq.calib.input_folders import Folders
+from onnxq.calib.listing import data_files, parse_folders
 from onnxq.errors import DataError, nearest
 
 Labels = NDArray[np.int64]
@@ -17,14 +18,15 @@ Labels = NDArray[np.int64]
 _FORMS = "columns file,label or index,label, or one column of labels"
 
 
-def read_labels(path: Path, data: Path) -> Labels:
+def read_labels(path: Path, data: Path | Folders) -> Labels:
     """Read the class of each sample.
 
     Args:
         path: A .npy file of whole numbers, shape (samples,); or a CSV file with the columns ``file,label``
             (paths relative to the data folder or to the folder of the CSV file, or bare file names),
             ``index,label``, or one column of labels in the order of the samples.
-        data: What the samples come from; its files give the order for ``file,label``.
+        data: What the samples come from; its files give the order for ``file,label``. Where there is one
+            folder per input, these are the files of the first.
 
     Returns:
         shape (samples,).
@@ -125,18 +127,29 @@ def _by_index(path: Path, pairs: Sequence[tuple[int, str, int]]) -> Labels:
     return _array([found[i] for i in range(len(found))])
 
 
-def _by_file(path: Path, data: Path, pairs: Sequence[tuple[int, str, int]]) -> Labels:
+def _files_of(path: Path, data: Path | Folders) -> tuple[Path, Sequence[Path]]:
+    """The folder that the samples come from, and its files in the order of the samples."""
+    if isinstance(data, Path) and not data.exists() and ":" in str(data):
+        data = Folders(parse_folders(str(data)))
+    if isinstance(data, Folders):
+        name, folder = next(iter(data.folders.items()))
+        return Path(folder), data.files(name)
     if not data.is_dir():
         raise DataError(f"{path}: names files, but the data {data} are no folder; use the columns index,label")
+    return data, data_files(data)
+
+
+def _by_file(path: Path, data: Path | Folders, pairs: Sequence[tuple[int, str, int]]) -> Labels:
+    folder, files = _files_of(path, data)
     exact = {(path.parent / name).resolve(): label for _, name, label in pairs}
-    exact |= {(data / name).resolve(): label for _, name, label in pairs}
+    exact |= {(folder / name).resolve(): label for _, name, label in pairs}
     bare = _unique_names(pairs)
     labels: list[int] = []
-    for file in data_files(data):
+    for file in files:
         label = exact.get(file.resolve(), bare.get(file.name))
         if label is None:
             hint = nearest(file.name, bare, count=1)
-            raise DataError(f"{path}: {file.relative_to(data).as_posix()} of {data} has no label{hint}")
+            raise DataError(f"{path}: {file.relative_to(folder).as_posix()} of {folder} has no label{hint}")
         labels.append(label)
     return _array(labels)
 
