@@ -56,6 +56,10 @@ class KL(Method):
         default=2048, description="Bins of the histogram the search runs on."
     )
     ignore_zeros: Flag = Field(default=True, description="Do not let the zeros behind a Relu decide.")
+    split_bins: Flag = Field(
+        default=False,
+        description="Split bins at the borders of the levels, and let empty ones count, as MindSpore Lite does.",
+    )
 
 
 class ActivationMSE(Method):

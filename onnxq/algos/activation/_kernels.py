@@ -114,6 +114,40 @@ def divergences(counts: NDArray[np.float64], levels: NDArray[np.int64], out: NDA
         out[kept] = (own - cross) / total + np.log(mass[kept] / total)
 
 
+@kernel(types.void(f64_in, i64_in, _f64_out))
+def split_divergences(counts: NDArray[np.float64], levels: NDArray[np.int64], out: NDArray[np.float64]) -> None:
+    """As `divergences`, with bins split at the borders of the levels; all counts are > 0, and all bins no candidate."""
+    size = counts.size
+    mass = np.zeros(size + 1)
+    entropy = np.zeros(size + 1)
+    for i in range(size):
+        mass[i + 1] = mass[i] + counts[i]
+        entropy[i + 1] = entropy[i] + counts[i] * np.log(counts[i])
+    total = mass[size]
+    for kept in range(1, size):
+        runs = levels[kept]
+        if kept < runs:
+            continue
+        beyond = total - mass[kept]
+        before = 0.0
+        cross = 0.0
+        for run in range(runs):
+            begin, end = run * kept // runs, (run + 1) * kept // runs
+            into, over = (run * kept % runs) / runs, ((run + 1) * kept % runs) / runs
+            inside = mass[end] - mass[begin] - into * counts[begin] + over * counts[end]
+            level = inside * runs / kept
+            whole = begin
+            if into > 0:
+                cross += counts[begin] * np.log(before * into + level * (1.0 - into))
+                whole = begin + 1
+            cross += (mass[end] - mass[whole]) * np.log(level)
+            before = level
+        cross += beyond * np.log(before)
+        last = counts[kept - 1] + beyond
+        own = entropy[kept - 1] + last * np.log(last)
+        out[kept] = (own - cross) / total + np.log(mass[kept] / total)
+
+
 @kernel(f64(f64_in, f64_in, f64_in, f64_in, f64, f64, f64))
 def _integral(
     counts: NDArray[np.float64],

@@ -1,9 +1,12 @@
 """KL against the published procedure, spelled out."""
 
+import math
+
 import numpy as np
 import pytest
 
-from onnxq.algos.activation.kl import KlConfig, best_threshold, find_range
+from onnxq.algos.activation.kl import KlConfig, best_split_threshold, best_threshold, exact_range, find_range
+from onnxq.errors import CalibrationError
 from onnxq.spec import QType, QuantSpec
 from tests.algos.activation.samples import ARRAYS, ASYMMETRIC, SYMMETRIC, stats_of
 
@@ -89,3 +92,87 @@ def test_sixteen_bits_are_not_clipped():
     stats = stats_of(ARRAYS["laplace"])
     assert find_range(stats, QuantSpec(QType.INT16), KlConfig()) == (stats.low, stats.high)
     assert find_range(stats, QuantSpec(QType.UINT16, symmetric=False), KlConfig()) == (stats.low, stats.high)
+
+
+# ---- bins split between levels
+
+
+def split_divergence(counts, kept, levels):
+    """One threshold, bin by bin: merge into levels with fractions at both ends, expand again, add P log(P / Q)."""
+    p = [float(c) for c in counts[:kept]]
+    p[-1] += float(sum(counts[kept:]))
+    q = [0.0] * kept
+    length = kept / levels
+    for level in range(levels):
+        start, end = level * length, (level + 1) * length
+        shares = {}
+        for k in range(int(start), min(int(end) + 1, kept)):
+            share = min(end, k + 1) - max(start, k)
+            if share > 0:
+                shares[k] = share
+        mean = sum(counts[k] * share for k, share in shares.items()) / sum(shares.values())
+        for k, share in shares.items():
+            q[k] += mean * share
+    p_sum, q_sum = sum(p), sum(q)
+    result = 0.0
+    for a, b in zip(p, q, strict=True):
+        if a != 0:
+            result += 1.0 if b == 0 else a / p_sum * math.log((a / p_sum) / (b / q_sum))
+    return result
+
+
+def split_threshold(x, bins, levels):
+    """The whole search, value by value: the threshold of least divergence, and all divergences."""
+    width = float(np.abs(x).max()) / bins
+    counts = [1e-7] * bins
+    for value in np.abs(x.astype(np.float64)):
+        if value != 0:
+            counts[min(int(value / width), bins - 1)] += 1
+    best, threshold, every = np.inf, levels, {}
+    for kept in range(levels, bins):
+        every[kept] = split_divergence(counts, kept, levels)
+        if every[kept] < best:
+            best, threshold = every[kept], kept
+    return (threshold + 0.5) * width, every
+
+
+@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize(("levels", "bins"), [(8, 150), (16, 97), (5, 60)])
+def test_split_threshold_is_that_of_the_loops(seed, levels, bins):
+    rng = np.random.default_rng(seed)
+    counts = rng.poisson(300 * np.exp(-np.arange(bins) / rng.uniform(5, 40))) + 1e-7
+    every = [split_divergence(counts, kept, levels) for kept in range(levels, bins)]
+    assert best_split_threshold(counts, np.full(bins + 1, levels)) == levels + int(np.argmin(every))
+
+
+def test_of_equal_split_divergences_the_fewest_bins_win():
+    counts = np.full(40, 1e-7)
+    counts[:8] = 5.0  # nothing beyond 8 bins: from there on, multiples of 8 bins have no error at all
+    assert best_split_threshold(counts, np.full(41, 8)) == 8
+
+
+@pytest.mark.parametrize("name", ["laplace", "outlier", "relu"])
+def test_exact_split_range_is_that_of_the_loops(name):
+    x = ARRAYS[name][-1500:]
+    clip, _ = split_threshold(x, 512, 128)
+    low, high = exact_range(x, SYMMETRIC, KlConfig(num_bins=512, split_bins=True))
+    assert max(-low, high) == pytest.approx(clip, rel=1e-12)
+
+
+@pytest.mark.parametrize("name", ["laplace", "outlier", "relu", "gauss"])
+@pytest.mark.parametrize("split", [True, False])
+def test_streaming_range_is_near_the_exact_one(name, split):
+    config = KlConfig(split_bins=split)
+    exact = exact_range(ARRAYS[name], SYMMETRIC, config)
+    streaming = find_range(stats_of(ARRAYS[name]), SYMMETRIC, config)
+    assert max(-streaming[0], streaming[1]) == pytest.approx(max(-exact[0], exact[1]), rel=0.15)
+
+
+def test_exact_range_skips_zeros_only():
+    x = np.concatenate([ARRAYS["relu"], np.zeros(100_000, np.float32)])
+    for config in (KlConfig(), KlConfig(split_bins=True)):
+        assert exact_range(x, SYMMETRIC, config) == exact_range(ARRAYS["relu"], SYMMETRIC, config)
+        assert exact_range(x[:0:-1], SYMMETRIC, config) == exact_range(x, SYMMETRIC, config)
+    assert exact_range(np.zeros(4, np.float32), SYMMETRIC, KlConfig()) == (0.0, 0.0)
+    with pytest.raises(CalibrationError, match="finite"):
+        exact_range(np.float32([np.nan]), SYMMETRIC, KlConfig())
