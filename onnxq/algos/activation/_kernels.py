@@ -116,7 +116,7 @@ def divergences(counts: NDArray[np.float64], levels: NDArray[np.int64], out: NDA
 
 @kernel(types.void(f64_in, i64_in, _f64_out))
 def split_divergences(counts: NDArray[np.float64], levels: NDArray[np.int64], out: NDArray[np.float64]) -> None:
-    """As `divergences`, with bins split at the borders of the levels; all counts are > 0, and all bins no candidate."""
+    """As `divergences`, with bins split at the borders of levels; counts are > 0, and all bins are no candidate."""
     size = counts.size
     mass = np.zeros(size + 1)
     entropy = np.zeros(size + 1)
@@ -134,13 +134,14 @@ def split_divergences(counts: NDArray[np.float64], levels: NDArray[np.int64], ou
         for run in range(runs):
             begin, end = run * kept // runs, (run + 1) * kept // runs
             into, over = (run * kept % runs) / runs, ((run + 1) * kept % runs) / runs
-            inside = mass[end] - mass[begin] - into * counts[begin] + over * counts[end]
-            level = inside * runs / kept
-            whole = begin
+            whole = begin + 1 if into > 0 else begin
+            inside = 0.0  # added up anew: in a difference of sums, bins next to nothing would be lost
+            for i in range(whole, end):
+                inside += counts[i]
+            level = (inside + (1.0 - into) * (whole - begin) * counts[begin] + over * counts[end]) * runs / kept
             if into > 0:
                 cross += counts[begin] * np.log(before * into + level * (1.0 - into))
-                whole = begin + 1
-            cross += (mass[end] - mass[whole]) * np.log(level)
+            cross += inside * np.log(level)
             before = level
         cross += beyond * np.log(before)
         last = counts[kept - 1] + beyond

@@ -176,3 +176,12 @@ def test_exact_range_skips_zeros_only():
     assert exact_range(np.zeros(4, np.float32), SYMMETRIC, KlConfig()) == (0.0, 0.0)
     with pytest.raises(CalibrationError, match="finite"):
         exact_range(np.float32([np.nan]), SYMMETRIC, KlConfig())
+
+
+def test_empty_bins_among_billions_do_not_spoil_the_search():
+    counts = np.full(2048, 1e-7)
+    counts[:300] += 1e10 * np.exp(-np.arange(300) / 40)
+    counts[2047] += 3.0
+    found = best_split_threshold(counts, np.full(2049, 128))
+    near = {kept: split_divergence(counts, kept, 128) for kept in (128, 256, found, 300, 384, 1024, 2047)}
+    assert near[found] == min(near.values())
