@@ -32,12 +32,15 @@ if TYPE_CHECKING:
     from onnxq.pipeline import Result, build, plan_model, quantize
     from onnxq.plan import Plan
     from onnxq.recipe import Recipe
+    from onnxq.report.debug import write_debug
+    from onnxq.report.debug_files import DebugFiles
     from onnxq.spec import PerAxis, PerBlock, PerTensor, QType, QuantParams, QuantSpec
     from onnxq.targets import Target, get_target
 
 __all__ = [
     "CalibrationError",
     "DataError",
+    "DebugFiles",
     "Fact",
     "GraphError",
     "GraphModel",
@@ -68,6 +71,7 @@ __all__ = [
     "plan_model",
     "quantize",
     "save_model",
+    "write_debug",
 ]
 
 _ERRORS = ("CalibrationError", "DataError", "GraphError", "ModelError", "OnnxqError", "PassError", "RecipeError")
@@ -78,6 +82,8 @@ _HOMES = {
     **dict.fromkeys(("Result", "build", "plan_model", "quantize"), "onnxq.pipeline"),
     **dict.fromkeys(("load_model", "save_model"), "onnxq.modelio"),
     **dict.fromkeys(("Target", "get_target"), "onnxq.targets"),
+    "DebugFiles": "onnxq.report.debug_files",
+    "write_debug": "onnxq.report.debug",
     "GraphModel": "onnxq.graph",
     "Plan": "onnxq.plan",
     "QuantContext": "onnxq.context",

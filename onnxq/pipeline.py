@@ -236,10 +236,10 @@ def quantize(
     original = graph.copy()
     reader, notes = reader_for(graph, data, recipe_)
     ctx = context_for(recipe_, reader, threads, progress)
+    prepared = _Prepared()
+    observers = (*instruments, _Digest(original, source, reader), prepared)
     try:
-        run_passes(
-            build(recipe_, ctx.target, instruments=(*instruments, _Digest(original, source, reader))), graph, ctx
-        )
+        run_passes(build(recipe_, ctx.target, instruments=observers), graph, ctx)
     except DataError:
         if reader is None:
             inputs_of(graph)  # says so where no data can be given
@@ -248,7 +248,7 @@ def quantize(
         notes += reader.notes
     if ctx.twin is not None:
         run_passes(twin(), ctx.twin, ctx)
-    return _result(graph, ctx, (*graph.notes, *notes), source, original)
+    return _result(graph, ctx, (*graph.notes, *notes), source, original, prepared.graph)
 
 
 def plan_model(model: ModelLike, *, recipe: RecipeLike | None = None, target: str | None = None) -> Result:
@@ -271,7 +271,12 @@ def plan_model(model: ModelLike, *, recipe: RecipeLike | None = None, target: st
 
 
 def _result(
-    graph: GraphModel, ctx: QuantContext, notes: tuple[str, ...], source: Path | None, original: GraphModel
+    graph: GraphModel,
+    ctx: QuantContext,
+    notes: tuple[str, ...],
+    source: Path | None,
+    original: GraphModel,
+    prepared: GraphModel | None = None,
 ) -> Result:
     telling = (UpgradeOpset.__name__, SelectLayers.__name__)  # the others' notes are statistics
     notes += tuple(n for r in ctx.reports if r.name in telling for n in r.notes)
@@ -281,8 +286,20 @@ def _result(
     notes = tuple(dict.fromkeys(notes))
     return Result(
         graph, plan, dict(ctx.params), tuple(ctx.reports), ctx.recipe, ctx.samples, notes, source, original,
-        ctx.twin, dict(ctx.factors),
+        ctx.twin, dict(ctx.factors), prepared, dict(ctx.weight_codes),
     )  # fmt: skip
+
+
+class _Prepared(Instrument):
+    """Keeps the float model as it is before the first pass that writes numbers into it."""
+
+    def __init__(self) -> None:
+        self.graph: GraphModel | None = None
+
+    def before_pass(self, position: int, step: Pass, graph: GraphModel, ctx: QuantContext) -> None:
+        """Copy the graph; its weights are shared."""
+        if self.graph is None and step.provides & {Fact.PARAMS, Fact.FACTORS, Fact.QUANTIZED}:
+            self.graph = graph.copy()
 
 
 class _Digest(Instrument):
@@ -359,7 +376,8 @@ def reader_for(
     if data is not None:
         if options.random:
             raise RecipeError("calibration.random is true and data are given as well; decide for one")
-        return as_reader(data, inputs, preprocess=options.preprocess, samples=options.samples), ()
+        layout = options.bin_layout
+        return as_reader(data, inputs, preprocess=options.preprocess, layout=layout, samples=options.samples), ()
     random = RandomReader(inputs, options.random_samples, seed=options.seed)
     note = "calibrated with random data: scales mean nothing for real inputs, use the model for trying things out only"
     return as_reader(random, inputs), (note,)

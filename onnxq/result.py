@@ -19,6 +19,7 @@ from onnxq.plan import Plan
 from onnxq.recipe import Recipe
 
 if TYPE_CHECKING:
+    from onnxq.algos.weight.codes import WeightCodes
     from onnxq.factors import LayerFactors
     from onnxq.spec import QuantParams
 
@@ -39,6 +40,8 @@ class Result:
         original: The model as it came; it is what `save` writes if nothing was quantized.
         twin: The same model in standard operators, where the target's own do not run here.
         factors: The numbers by layer, for targets that want them so.
+        prepared: The float model in the form in which it was quantized: with the same names, the same function.
+        weight_codes: How weights became codes where only they did, by their keys in the plan.
     """
 
     graph: GraphModel
@@ -52,6 +55,8 @@ class Result:
     original: GraphModel | None = field(default=None, repr=False)
     twin: GraphModel | None = field(default=None, repr=False)
     factors: Mapping[str, LayerFactors] = field(default_factory=dict)
+    prepared: GraphModel | None = field(default=None, repr=False)
+    weight_codes: Mapping[str, WeightCodes] = field(default_factory=dict, repr=False)
 
     @property
     def changed(self) -> bool:

@@ -27,6 +27,7 @@ CORE = BASE | {
     "recipe",
     "plan",
     "factors",
+    "learned",
     "opinfo",
     "targets",
     "context",
@@ -47,6 +48,7 @@ LAYERS: dict[str, set[str]] = {
     "recipe": {"errors", "spec", "_recipe"},
     "plan": {"errors", "spec", "recipe"},
     "factors": {"errors", "spec"},
+    "learned": {"errors", "spec", "algos"},
     "_graph": {"errors", "spec", "_graph"},
     "graph": {"errors", "spec", "_graph", "modelio"},
     "modelio": {"errors", "spec", "_graph", "graph"},
@@ -54,7 +56,7 @@ LAYERS: dict[str, set[str]] = {
     "algos": {"errors", "spec", "stats", "algos"},
     "calib": {"errors", "spec", "stats", "recipe", "runtime", "algos", "calib"},
     "context": {"errors", "spec", "stats", "recipe", "plan", "targets", "calib", "algos", "passes._base"}
-    | {"factors", "graph"},
+    | {"factors", "graph", "learned"},
     "instruments": {"errors", "context", "graph", "modelio", "runtime", "passes._base"},
     "passes": CORE | {"passes"},
     "result": CORE | {"passes._base"},
@@ -62,7 +64,7 @@ LAYERS: dict[str, set[str]] = {
     "stages": CORE | {"passes", "pipeline", "instruments", "result"},
     "live": CORE | {"pipeline"},
     "ascend": CORE | {"passes", "pipeline", "instruments", "stages", "ascend"},
-    "report": CORE | {"passes._base", "pipeline", "instruments", "ascend", "report"},
+    "report": CORE | {"passes._base", "passes._inputs", "result", "pipeline", "instruments", "ascend", "report"},
     "tune": CORE | {"passes", "pipeline", "stages", "instruments", "report", "tune"},
     "qat": CORE | {"passes", "pipeline", "instruments", "report", "qat"},
     "zoo": CORE | {"pipeline", "instruments", "report", "tune", "zoo"},
@@ -70,7 +72,7 @@ LAYERS: dict[str, set[str]] = {
     | {"stages", "live", "ascend", "tune"},
     "cli": {*BASE, "", "recipe", "plan", "targets", "pipeline", "instruments", "cli"}
     | {"report", "tune", "qat", "zoo", "dialects"},
-    "": CORE | {"passes._base", "pipeline", "result", "instruments", ""},
+    "": CORE | {"passes._base", "pipeline", "result", "instruments", "report.debug", "report.debug_files", ""},
 }  # fmt: skip
 """What the modules of onnxq may import of onnxq, by the first part of their names; "" is the package itself."""
 

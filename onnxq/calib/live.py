@@ -202,6 +202,16 @@ class RandomReader:
         return f"{self._count} random samples (seed {self._seed})"
 
 
+class UniformReader(RandomReader):
+    """Random samples whose floats lie evenly between 0.1 and 1, as MindSpore Lite's converter draws them."""
+
+    def _draw(self, info: InputInfo, index: int) -> Array:
+        if info.dtype.kind != "f":
+            return super()._draw(info, index)
+        rng = np.random.default_rng([self._seed, index, zlib.crc32(info.name.encode())])
+        return rng.uniform(0.1, 1.0, self._shapes[info.name]).astype(info.dtype)
+
+
 def resolve_shapes(inputs: Sequence[InputInfo], sizes: Mapping[str, int]) -> dict[str, tuple[int, ...]]:
     """The shape of every input with its free dimensions set.
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import secrets
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TextIO
 
 import onnx
 
@@ -48,11 +50,22 @@ def write_text(path: Path, text: str) -> None:
     Raises:
         OnnxqError: If it cannot be written.
     """
+    with atomic_text(path) as file:
+        file.write(text)
+
+
+@contextlib.contextmanager
+def atomic_text(path: Path) -> Iterator[TextIO]:
+    """A file to write to that takes its place when all of it is written, and not at all if that fails.
+
+    Raises:
+        OnnxqError: If it cannot be written.
+    """
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(6)}.tmp")
     try:
         try:
-            with temporary.open("x", encoding="utf-8") as file:
-                file.write(text)
+            with temporary.open("x", encoding="utf-8", newline="\n") as file:
+                yield file
                 file.flush()
                 os.fsync(file.fileno())
             temporary.replace(path)

@@ -47,7 +47,7 @@ def find_pairs(reference: GraphModel, quantized: GraphModel) -> tuple[Pair, ...]
             other = known.get(tensor.name)
             if not tensor.name or other is None or quantized.is_constant(other) or tensor.name in rescaled:
                 continue
-            seen = _after_rounding(quantized, other)
+            seen = after_rounding(quantized, other)
             source, maker = tensor, node
             if seen is not other:
                 clamp = _absorbed_clamp(reference, tensor)
@@ -66,7 +66,7 @@ def rescaled_tensors(quantized: GraphModel) -> frozenset[str]:
     return frozenset(n for n in names if isinstance(n, str)) if isinstance(names, list) else frozenset()
 
 
-def _after_rounding(graph: GraphModel, tensor: Tensor) -> Tensor:
+def after_rounding(graph: GraphModel, tensor: Tensor) -> Tensor:
     """What DequantizeLinear gives, if QuantizeLinear is all that reads `tensor`; else `tensor`."""
     uses = graph.consumers(tensor)
     if not uses or graph.is_output(tensor) or graph.read_by_subgraph(tensor):
