@@ -95,7 +95,7 @@ def pack(values: NDArray[np.integer], bits: int) -> tuple[Stored, ...]:
 
 def _join(piece: NDArray[np.uint8], width: int) -> NDArray[np.uint8]:
     rows = piece.reshape(8 // width, -1)
-    stored = rows[0].copy()
+    stored: NDArray[np.uint8] = rows[0].copy()
     for position, row in enumerate(rows[1:], 1):
         stored |= row << np.uint8(position * width)
     return stored
@@ -129,6 +129,6 @@ def unpack(pieces: Sequence[Stored], bits: int, count: int) -> NDArray[np.uint16
 
 def _split(stored: Stored, width: int) -> NDArray[np.uint16]:
     if width >= 8:
-        return stored.astype(np.uint16)
-    shifts = left_shifts(width)
-    return (np.left_shift(stored[None], shifts) >> np.uint8(8 - width)).reshape(-1).astype(np.uint16)
+        return np.asarray(stored, np.uint16)
+    spread = np.left_shift(stored[None], left_shifts(width)) >> np.uint8(8 - width)
+    return np.asarray(spread.reshape(-1), np.uint16)

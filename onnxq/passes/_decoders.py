@@ -1,0 +1,195 @@
+"""Weights as codes, and the standard operators that decode them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from math import prod
+
+import numpy as np
+from numpy.typing import NDArray
+
+from onnxq.algos.weight import packing
+from onnxq.algos.weight.codes import WeightCodes
+from onnxq.graph import GraphModel, Tensor
+from onnxq.spec import QType
+
+_FEW = 32
+"""Numbers up to this many are stored as float32: the Cast of a shorter type would take more than it saves."""
+_FIRST_BIT_SHIFT = 11
+_FIRST_PER_AXIS = 13
+
+
+def oldest_opset(storage: str, bits: int) -> int:
+    """The first operator set that has what a storage needs.
+
+    Args:
+        storage: As `onnxq.recipe.WeightOnly` has it.
+        bits: Width of the codes; it matters to native storage only.
+    """
+    if storage == "rounded":
+        return 1
+    if storage == "native":
+        return max(_FIRST_PER_AXIS, QType.container(max(bits, 2), signed=True).min_opset)
+    return _FIRST_BIT_SHIFT
+
+
+class SharedConstants:
+    """Constants that several weights need, written once."""
+
+    def __init__(self, graph: GraphModel) -> None:
+        self._graph = graph
+        self._known: dict[str, Tensor] = {}
+
+    def get(self, name: str, content: NDArray[np.generic] | Sequence[int]) -> Tensor:
+        """The constant called `name`, or nearly so.
+
+        Args:
+            name: Says what is in it.
+            content: An array, or a list of int64.
+        """
+        if name not in self._known:
+            array = content if isinstance(content, np.ndarray) else np.array(content, np.int64)
+            self._known[name] = self._graph.add_constant(name, array)
+        return self._known[name]
+
+
+class Decoder:
+    """Writes one weight as codes and as what decodes them.
+
+    Args:
+        graph: Where.
+        shared: Constants that other weights of the graph have, too.
+        base: What the names of all that is written begin with.
+        values: The codes, in the shape of the weight.
+        codes: What they mean.
+    """
+
+    def __init__(
+        self, graph: GraphModel, shared: SharedConstants, base: str, values: NDArray[np.int32], codes: WeightCodes
+    ) -> None:
+        self._graph = graph
+        self._shared = shared
+        self._base = base
+        self._values = values
+        self._codes = codes
+
+    # ---- packed
+
+    def packed(self) -> Tensor:
+        """As many bits as the codes are wide; see `onnxq.algos.weight.packing`. Returns the weight, float32."""
+        bits, shape = self._codes.bits, self._values.shape
+        pieces = packing.pack(self._values - self._codes.low, bits)
+        if bits in (8, 16):
+            whole = self._cast(self._graph.add_constant(f"{self._base}_packed", pieces[0].reshape(shape)))
+        elif len(pieces) == 1:
+            whole = self._cast(self._cut(self._row(f"{self._base}_packed", pieces[0], bits)))
+        else:
+            whole = self._cut(self._joined(pieces))
+        zero = np.asarray(self._codes.zero_point, np.int64) - self._codes.low
+        if zero.any():
+            whole = self._node("Sub", [whole, self._numbers("zero_point", zero)], shape)
+        whole = self._node("Mul", [whole, self._numbers("scale", self._codes.scale * self._codes.variance)], shape)
+        return self._with_mean(whole)
+
+    def _joined(self, pieces: tuple[packing.Stored, ...]) -> Tensor:
+        """All pieces of every code, put together; float32, shape (1, count)."""
+        bits, widths = self._codes.bits, packing.piece_widths(self._codes.bits)
+        rows = [self._row(f"{self._base}_packed{w}", p, w) for p, w in zip(pieces, widths, strict=True)]
+        count = packing.padded_count(self._values.size, bits)
+        table = self._node("Concat", rows, (len(rows), count), np.uint8, attrs={"axis": 0})
+        factors = [1 << (bits - sum(widths[: i + 1])) for i in range(len(widths))]
+        powers = self._shared.get(f"pieces_of_{bits}_bits", np.array([factors], np.float32))
+        return self._node("MatMul", [powers, self._cast(table)], (1, count))
+
+    def _row(self, name: str, piece: packing.Stored, width: int) -> Tensor:
+        """One piece of every code; uint8, shape (1, count)."""
+        stored = self._graph.add_constant(name, piece)
+        if width == 8:
+            return stored
+        rows, columns = 8 // width, piece.shape[1]
+        amounts = self._shared.get(f"shifts_for_{width}_bits", packing.left_shifts(width))
+        down = self._shared.get(f"shift_to_{width}_bits", np.array(8 - width, np.uint8))
+        spread = self._node("BitShift", [stored, amounts], (rows, columns), np.uint8, attrs={"direction": "LEFT"})
+        spread = self._node("BitShift", [spread, down], (rows, columns), np.uint8, attrs={"direction": "RIGHT"})
+        row = self._shared.get("one_row", [1, -1])
+        return self._node("Reshape", [spread, row], (1, rows * columns), np.uint8)
+
+    def _cut(self, row: Tensor) -> Tensor:
+        """A row in the shape of the weight, without what fills up the last bytes."""
+        graph, shape, dtype = self._graph, self._values.shape, self._graph.dtype(row)
+        count = prod(shape)
+        if (graph.shape(row) or ())[-1] != count:
+            start, axis = self._shared.get("zero_columns", [0]), self._shared.get("columns", [1])
+            ends = [start, self._shared.get(f"{count}_columns", [count]), axis]
+            row = self._node("Slice", [row, *ends], (1, count), dtype)
+        wanted = self._shared.get("shape_" + "x".join(map(str, shape)), list(shape))
+        return self._node("Reshape", [row, wanted], shape, dtype)
+
+    # ---- native
+
+    def native(self) -> Tensor | None:
+        """Codes in a signed container behind DequantizeLinear, and an Add where there is a mean.
+
+        Returns:
+            The weight, float32; None if no container of the operator set holds the codes and their zero points.
+        """
+        qtype = self._container()
+        if qtype is None:
+            return None
+        codes, shift = self._codes, qtype.bounds[0] - self._codes.low
+        constants = [
+            self._graph.add_constant(f"{self._base}_quantized", self._values + np.int32(shift), qtype=qtype),
+            self._graph.add_constant(f"{self._base}_scale", codes.scale * codes.variance),
+            self._graph.add_constant(f"{self._base}_zero_point", codes.zero_point + np.int32(shift), qtype=qtype),
+        ]
+        attrs = {} if codes.axis is None else {"axis": codes.axis}
+        return self._with_mean(self._node("DequantizeLinear", constants, self._values.shape, attrs=attrs))
+
+    def _container(self) -> QType | None:
+        """The narrowest signed type whose upper end holds all codes and zero points, moved to its lower end."""
+        zero = np.asarray(self._codes.zero_point, np.int64) - self._codes.low
+        if zero.min() < 0:
+            return None
+        bits = max(self._codes.bits, int(zero.max()).bit_length())
+        known = [t for t in QType if t.signed and bits <= t.bits <= 16 and t.min_opset <= self._graph.opset]
+        return min(known, key=lambda t: t.bits, default=None)
+
+    # ---- both
+
+    def _with_mean(self, whole: Tensor) -> Tensor:
+        if not self._codes.mean.any():
+            return whole
+        return self._node("Add", [whole, self._numbers("mean", self._codes.mean)], self._values.shape)
+
+    def _numbers(self, label: str, numbers: NDArray[np.generic]) -> Tensor:
+        """Numbers of the channels, float32, in a shape that broadcasts, stored in the shortest type that has them."""
+        stored = _shortest(self._codes.along(numbers, self._values.ndim))
+        constant = self._graph.add_constant(f"{self._base}_{label}", stored)
+        return constant if stored.dtype == np.float32 else self._cast(constant)
+
+    def _cast(self, tensor: Tensor) -> Tensor:
+        return self._node("Cast", [tensor], self._graph.shape(tensor) or (), attrs={"to": np.float32})
+
+    def _node(
+        self,
+        op: str,
+        inputs: Sequence[Tensor],
+        shape: Sequence[int | str | None],
+        dtype: object = np.float32,
+        *,
+        attrs: Mapping[str, object] | None = None,
+    ) -> Tensor:
+        name = f"{self._base}_{op.lower()}"
+        return self._graph.add_node(op, inputs, name=name, attrs=attrs, dtype=dtype, shape=shape).outputs[0]
+
+
+def _shortest(numbers: NDArray[np.generic]) -> NDArray[np.generic]:
+    """The numbers, all of which float32 has, in the shortest type that has them all."""
+    floats = numbers.astype(np.float32)
+    if numbers.size > _FEW:
+        for dtype in (np.uint8, np.float16, np.uint16):
+            with np.errstate(invalid="ignore", over="ignore"):
+                short = floats.astype(dtype)
+            if np.array_equal(short.astype(np.float32), floats):
+                return short
+    return floats
