@@ -306,5 +306,9 @@ def _images(config: MsliteConfig) -> Iterator[Problem]:
         found = len(getattr(data, key))
         if found not in (0, channels):
             yield Problem(lines[DATA, key], f"{key}: has {found} numbers; must be {channels}, one for each channel")
-    if 0 in data.normalize_std:
-        yield Problem(lines[DATA, "normalize_std"], "normalize_std: found 0; pixels are divided by these numbers")
+    if any(value <= 0 for value in data.normalize_std):
+        text = "normalize_std: pixels are divided by these numbers, which must be greater than 0"
+        yield Problem(lines[DATA, "normalize_std"], text)
+    if data.normalize_mean and max(data.normalize_mean) > 255:
+        text = "normalize_mean: is subtracted from pixels from 0 to 255 and must be less"
+        yield Problem(lines[DATA, "normalize_mean"], text)

@@ -12,7 +12,7 @@ import math
 import re
 from collections.abc import Callable
 
-from onnxq.errors import nearest
+from onnxq.errors import DataError, nearest
 
 Read = Callable[[str], object]
 """From the text of a value to the value."""
@@ -134,7 +134,7 @@ def folders(text: str) -> tuple[tuple[str, str], ...]:
     """Folders by the name of their input: ``name:folder`` with commas between them.
 
     The folder is what follows the last colon, or stands between single quotes: ``name:'folder'``. A name may have
-    colons. Of an input given twice the last folder holds.
+    colons.
 
     Args:
         text: The value.
@@ -142,14 +142,9 @@ def folders(text: str) -> tuple[tuple[str, str], ...]:
     Raises:
         ValueError: If a part is none of these.
     """
-    found: dict[str, str] = {}
-    for part in text.removesuffix(",").split(","):
-        quoted = re.fullmatch(r"(.*):\s*'(.*)'\s*", part)
-        name, _, folder = part.rpartition(":") if quoted is None else (quoted[1], ":", quoted[2])
-        if not name.strip() or not folder.strip():
-            raise ValueError(
-                f"found {part.strip()!r}; must be the name of an input, a colon and its folder, such as "
-                "input:/data/images, with commas between several"
-            )
-        found[name.strip()] = folder.strip()
-    return tuple(found.items())
+    from onnxq.calib.readers import parse_folders
+
+    try:
+        return tuple((name, str(folder)) for name, folder in parse_folders(text.removesuffix(",")).items())
+    except DataError as err:
+        raise ValueError(f"{err}, such as input:/data/images") from err
