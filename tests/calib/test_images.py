@@ -1,17 +1,14 @@
 from __future__ import annotations
 
-import threading
-import time
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from onnxq.calib.images import center_crop, decode, normalize, preprocess, preprocess_file, resize, to_color
-from onnxq.calib.prefetch import prefetch
 from onnxq.errors import DataError
 from onnxq.recipe import ImagePreprocess
 
@@ -153,41 +150,72 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
         preprocess_file(tmp_path / "none.png", ImagePreprocess())
 
 
-@settings(deadline=None, max_examples=30)
-@given(st.lists(st.integers(), max_size=20), st.integers(1, 6))
-def test_prefetching_keeps_items_and_order(items: list[int], depth: int) -> None:
-    assert list(prefetch(iter(items), depth)) == items
+IMAGENET = {"mean": (123.675, 116.28, 103.53), "std": (58.395, 57.12, 57.375)}
 
 
-def test_prefetching_gives_what_was_ready_before_an_error() -> None:
-    def failing():
-        yield 1
-        yield 2
-        raise DataError("third is broken")
-
-    items = prefetch(failing(), 4)
-    assert [next(items), next(items)] == [1, 2]
-    with pytest.raises(DataError, match="third is broken"):
-        next(items)
+def by_opencv(image: np.ndarray, color: str, mean: tuple[float, ...], std: tuple[float, ...]) -> np.ndarray:
+    """Colour and normalizing by OpenCV's own functions."""
+    codes = {"RGB": cv2.COLOR_BGR2RGB, "GRAY": cv2.COLOR_BGR2GRAY}
+    turned = (cv2.cvtColor(image, codes[color]) if color in codes else image).astype(np.float32)
+    full = [np.broadcast_to(np.float32(v), turned.shape).copy() for v in (mean, std)]
+    return cv2.divide(cv2.subtract(turned, full[0]), full[1])
 
 
-def test_prefetching_is_bounded_and_stops_when_abandoned() -> None:
-    taken: list[int] = []
+@pytest.mark.parametrize("method", ["linear", "nearest", "cubic"])
+@pytest.mark.parametrize(
+    ("color", "mean", "std"),
+    [
+        ("RGB", IMAGENET["mean"], IMAGENET["std"]),
+        ("BGR", (127.5, 127.5, 127.5), (127.5, 127.5, 127.5)),
+        ("GRAY", (127.5,), (60.0,)),
+    ],
+)
+def test_normalizing_before_resizing_equals_opencv_step_by_step(
+    tmp_path: Path, method: str, color: str, mean: tuple[float, ...], std: tuple[float, ...]
+) -> None:
+    path = tmp_path / "x.jpg"
+    path.write_bytes(encoded(picture(47, 61), ".jpg"))
+    config = ImagePreprocess(
+        normalize="before_resize",
+        scale=1,
+        color=color,
+        mean=mean,
+        std=std,
+        size=(30, 37),
+        crop=(21, 24),
+        interpolation=method,
+        orientation=True,
+        layout="NHWC",
+    )
+    resized = cv2.resize(by_opencv(cv2.imread(str(path)), color, mean, std), (37, 30), interpolation=CV2[method])
+    expected = resized[(30 - 21) // 2 :, (37 - 24) // 2 :][:21, :24].reshape(1, 21, 24, -1)
+    np.testing.assert_array_equal(preprocess_file(path, config), expected)
+    first = preprocess_file(path, config.replace(layout="NCHW"))
+    np.testing.assert_array_equal(first, expected.transpose(0, 3, 1, 2))
+    assert first.flags.c_contiguous
 
-    def endless():
-        number = 0
-        while True:
-            taken.append(number)
-            yield number
-            number += 1
 
-    before = threading.active_count()
-    items = prefetch(endless(), 3)
-    assert next(items) == 0
-    time.sleep(0.05)
-    assert len(taken) <= 5
-    items.close()
-    assert threading.active_count() == before
-    count = len(taken)
-    time.sleep(0.02)
-    assert len(taken) == count
+def test_the_place_of_normalizing_makes_a_difference() -> None:
+    image = picture()
+    late = ImagePreprocess(size=(17, 23), interpolation="cubic", scale=1)
+    early = late.replace(normalize="before_resize")
+    rounded, exact = preprocess(image, late), preprocess(image, early)
+    assert rounded.min() >= 0
+    assert rounded.max() <= 255
+    np.testing.assert_array_equal(rounded, np.rint(rounded))
+    assert exact.min() < 0 or exact.max() > 255  # cubic interpolation overshoots
+    assert (np.abs(np.clip(exact, 0, 255) - rounded) < 1).all()
+
+
+def test_the_crop_may_follow_an_exact_size_and_must_fit_into_it() -> None:
+    image = picture()
+    config = ImagePreprocess(size=(20, 24), crop=(20, 10), scale=1, layout="NHWC", color="BGR")
+    resized = cv2.resize(image, (24, 20))
+    np.testing.assert_array_equal(preprocess(image, config)[0], resized[:, 7:17])
+    with pytest.raises(DataError, match=r"20 x 24 .* smaller than crop 21 x 10"):
+        preprocess(image, config.replace(crop=(21, 10)))
+
+
+def test_layout_auto_without_a_model_is_channels_first() -> None:
+    assert ImagePreprocess().layout == "auto"
+    assert preprocess(picture(), ImagePreprocess()).shape == (1, 3, 40, 60)
