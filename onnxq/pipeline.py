@@ -33,12 +33,15 @@ from onnxq.passes.fuse_batchnorm import FuseBatchNorm
 from onnxq.passes.infer_shapes import InferShapes
 from onnxq.passes.insert_ascend import InsertAscend
 from onnxq.passes.insert_ascend_fake import InsertAscendFake
+from onnxq.passes.insert_dynamic import InsertDynamic
 from onnxq.passes.insert_qdq import InsertQdq
 from onnxq.passes.keep_twin import KeepTwin
 from onnxq.passes.lift_constants import LiftConstants
+from onnxq.passes.match_means import MatchMeans
 from onnxq.passes.normalize_gemm import NormalizeGemm
 from onnxq.passes.round_weights import RoundWeights
 from onnxq.passes.search_ranges import SearchRanges
+from onnxq.passes.select_dynamic import SelectDynamic
 from onnxq.passes.select_layers import SelectLayers
 from onnxq.passes.select_weights import SelectWeights
 from onnxq.passes.spread_channels import SpreadChannels
@@ -46,7 +49,7 @@ from onnxq.passes.stamp import Stamp
 from onnxq.passes.sweep import Sweep
 from onnxq.passes.upgrade_opset import UpgradeOpset
 from onnxq.plan import Plan
-from onnxq.recipe import NUQ, AdaRound, BiasCorrection, Recipe, RefineStep, TensorConfig, WeightOnly
+from onnxq.recipe import NUQ, AdaRound, BiasCorrection, Dynamic, Recipe, RefineStep, TensorConfig, WeightOnly
 from onnxq.result import Result
 from onnxq.targets import Target, get_target
 
@@ -80,6 +83,9 @@ def build(
         raise RecipeError(f"scheme: {target.title} has no {scheme} quantization; use {known}")
     if isinstance(recipe.scheme, WeightOnly):
         passes = weight_only(recipe, target, recipe.scheme)
+        return PassManager(passes[: _planned(passes)] if plan_only else passes, tuple(instruments))
+    if isinstance(recipe.scheme, Dynamic):
+        passes = [*preparation(recipe, target, select=False), SelectDynamic(), InsertDynamic(), Sweep(), Stamp()]
         return PassManager(passes[: _planned(passes)] if plan_only else passes, tuple(instruments))
     passes = preparation(recipe, target)
     if not plan_only:
@@ -194,7 +200,7 @@ def twin() -> PassManager:
 
 def _refinement(step: RefineStep) -> Pass:
     if isinstance(step, BiasCorrection):
-        return CorrectBias(step.samples)
+        return MatchMeans(step.samples) if step.inputs == "float" else CorrectBias(step.samples or 32)
     raise RecipeError(f"refine: {step.kind} is not available in this version; use bias_correction")
 
 
@@ -203,7 +209,8 @@ def _opsets(recipe: Recipe, target: Target) -> tuple[int, int]:
     configs: list[TensorConfig] = [recipe.activations, recipe.weights]
     configs += [c for rule in recipe.rules for c in (rule.activations, rule.weights) if c is not None]
     needed = needed_opset(configs, target)
-    return needed, needed if needed > FIRST_PER_AXIS else 10
+    oldest = 11 if recipe.scheme.kind == "dynamic" else 10  # where DynamicQuantizeLinear and QuantizeLinear came
+    return needed, needed if needed > FIRST_PER_AXIS else oldest
 
 
 def quantize(
@@ -278,8 +285,8 @@ def _result(
     original: GraphModel,
     prepared: GraphModel | None = None,
 ) -> Result:
-    telling = (UpgradeOpset.__name__, SelectLayers.__name__)  # the others' notes are statistics
-    notes += tuple(n for r in ctx.reports if r.name in telling for n in r.notes)
+    telling = (UpgradeOpset, SelectLayers, SelectDynamic)  # the others' notes are statistics
+    notes += tuple(n for r in ctx.reports if r.name in {t.__name__ for t in telling} for n in r.notes)
     plan = Plan() if ctx.plan is None else ctx.plan
     if not plan:
         notes += ("nothing in this model can be quantized: it is passed through unchanged",)

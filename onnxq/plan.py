@@ -122,7 +122,7 @@ class Plan:
 
     def __bool__(self) -> bool:
         """Whether anything is quantized."""
-        return bool(self.activations or self.weights)
+        return bool(self.activations or self.weights) or any(d.role == "quantized" for d in self.decisions)
 
     def counts(self) -> dict[str, int]:
         """How many nodes have each role."""
