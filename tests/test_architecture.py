@@ -63,13 +63,14 @@ LAYERS: dict[str, set[str]] = {
     "pipeline": CORE | {"passes", "instruments", "result"},
     "stages": CORE | {"passes", "pipeline", "instruments", "result"},
     "live": CORE | {"pipeline"},
+    "shapes": CORE | {"pipeline"},
     "ascend": CORE | {"passes", "pipeline", "instruments", "stages", "ascend"},
     "report": CORE | {"passes._base", "passes._inputs", "result", "pipeline", "instruments", "ascend", "report"},
     "tune": CORE | {"passes", "pipeline", "stages", "instruments", "report", "tune"},
     "qat": CORE | {"passes", "pipeline", "instruments", "report", "qat"},
     "zoo": CORE | {"pipeline", "instruments", "report", "tune", "zoo"},
     "dialects": {*BASE, "", "recipe", "plan", "factors", "calib.readers", "pipeline", "result", "dialects"}
-    | {"stages", "live", "ascend", "tune"},
+    | {"stages", "live", "ascend", "tune", "shapes", "report"},
     "cli": {*BASE, "", "recipe", "plan", "targets", "pipeline", "instruments", "cli"}
     | {"report", "tune", "qat", "zoo", "dialects"},
     "": CORE | {"passes._base", "pipeline", "result", "instruments", "report.debug", "report.debug_files", ""},
@@ -88,7 +89,7 @@ EXTERNAL: dict[str, set[str]] = {
 """Packages outside the standard library, for the layers that are to stay light."""
 
 ONLY_IMPORTER: dict[str, tuple[str, ...]] = {
-    "onnxruntime": ("runtime",),
+    "onnxruntime": ("runtime", "qat._worker_runtime"),
     "onnx_graphsurgeon": ("graph", "_graph"),
     "numba": ("algos",),
     "cv2": ("calib",),
@@ -298,8 +299,8 @@ BROKEN: list[tuple[Rule, str, str, str]] = [
     (light_layers, "algos.x", "from scipy.stats import norm", "imports scipy"),
     (light_layers, "targets.x", "import numpy as np", "imports numpy"),
     (single_importers, "calib.x", "import onnxruntime as ort",
-     "imports onnxruntime, which is the business of runtime"),
-    (single_importers, "runtimes.x", "import onnxruntime", "imports onnxruntime, which is the business of runtime"),
+     "imports onnxruntime, which is the business of runtime and qat._worker_runtime"),
+    (single_importers, "runtimes.x", "import onnxruntime", "imports onnxruntime, which is the business of runtime and qat._worker_runtime"),
     (single_importers, "passes.x", "from onnx_graphsurgeon import Node",
      "imports onnx_graphsurgeon, which is the business of graph and _graph"),
     (single_importers, "report.x", "from rich.table import Table",
