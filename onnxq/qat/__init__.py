@@ -1,0 +1,1 @@
+"""Quantization-aware training: the training runtime in an overlay, the worker that uses it, artifacts and trainer."""

@@ -1,0 +1,241 @@
+"""The training runtime: installed into a folder of the user's cache, checked, found.
+
+Its wheel holds the package ``onnxruntime`` as the stock wheel does, so the two cannot share an environment. It is
+unpacked into a folder of its own, which only the worker process has on its module path.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+import shutil
+import subprocess
+import tempfile
+import zipfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from onnxq.errors import TrainingError
+from onnxq.qat import _overlay_store as store
+from onnxq.qat._overlay_store import Overlay, cache_dir, find_overlay
+from onnxq.qat._overlay_verify import verify
+from onnxq.qat._overlay_wheels import PACKAGE, VERSION, WHEELS, Interpreter, Wheel, choose_interpreter
+
+__all__ = ["WHEELS", "Installation", "Overlay", "Wheel", "cache_dir", "find_overlay", "install_overlay", "set_up"]
+
+Progress = Callable[[str, int, int | None], None]
+_SIDE_PACKAGES = ("numpy>=1.26", "onnx>=1.20", "flatbuffers", "packaging")
+_STEPS = 4
+
+
+@dataclass(frozen=True)
+class Installation:
+    """What `set_up` did.
+
+    Attributes:
+        overlay: The overlay.
+        wheel: The file it was made of.
+        installed: Whether it was installed now; False if it was there already.
+        repaired: What was wrong with the one that it replaces; empty if nothing was, or there was none.
+        verified_seconds: How long the worker took to start and to train one step.
+    """
+
+    overlay: Overlay
+    wheel: Wheel
+    installed: bool
+    repaired: str
+    verified_seconds: float
+
+
+def install_overlay(
+    cache: str | os.PathLike[str] | None = None, *, force: bool = False, progress: Progress | None = None
+) -> Overlay:
+    """Install the training runtime unless it is there and whole; see `set_up`."""
+    return set_up(cache, force=force, progress=progress).overlay
+
+
+def set_up(
+    cache: str | os.PathLike[str] | None = None,
+    *,
+    wheel_file: str | os.PathLike[str] | None = None,
+    force: bool = False,
+    progress: Progress | None = None,
+) -> Installation:
+    """Install the training runtime unless it is there and whole, and train one step with it.
+
+    Nothing is written outside of the cache, and what is in it appears at once or not at all: several
+    processes may do this at the same time.
+
+    Args:
+        cache: The folder of overlays; by default as of `cache_dir`.
+        wheel_file: The wheel, or a folder with it, instead of the package registry.
+        force: Install it anew in any case.
+        progress: Told what is done, how many steps are done, and of how many.
+
+    Raises:
+        TrainingError: If there is no wheel for this system and Python, it cannot be had or is not the right one, or
+            training a step does not work.
+    """
+    told = progress or _nobody
+    interpreter = choose_interpreter()
+    wheel = _wheel_of(interpreter)
+    root = cache_dir(cache)
+    folder = store.folder_of(root, wheel.tag)
+    problem = store.damage(folder, thorough=True) if folder.exists() else ""
+    python = _worker_python(interpreter, folder, told)
+    overlay = Overlay(folder, python, wheel.tag)
+    if folder.exists() and not (problem or force):
+        told("train one step", 3, _STEPS)
+        return Installation(overlay, wheel, False, "", verify(overlay))
+    with _scratch(root) as scratch:
+        told(f"fetch {wheel.filename}", 1, _STEPS)
+        file = _download(wheel, python, scratch) if wheel_file is None else _given(wheel, Path(wheel_file))
+        told("unpack it", 2, _STEPS)
+        unpacked = _unpack(file, wheel, scratch / "overlay")
+        told("train one step", 3, _STEPS)
+        seconds = verify(Overlay(unpacked, python, wheel.tag))
+        _put(unpacked, folder, replace=force or bool(problem))
+    return Installation(overlay, wheel, True, problem, seconds)
+
+
+def _nobody(what: str, done: int, total: int | None) -> None:
+    pass
+
+
+def _wheel_of(interpreter: Interpreter) -> Wheel:
+    if interpreter.wheel is None:
+        raise TrainingError(f"there is no wheel of {PACKAGE} {VERSION} for {interpreter.tag} on {interpreter.system}")
+    return interpreter.wheel
+
+
+@contextlib.contextmanager
+def _scratch(root: Path) -> Iterator[Path]:
+    """A folder in the cache, on the same file system as the overlay will be."""
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        path = Path(tempfile.mkdtemp(prefix=".installing-", dir=root))
+    except OSError as err:
+        raise TrainingError(
+            f"cannot write to the cache {root}: {err.strerror or err}; "
+            f"name another folder with --cache or ${store.CACHE}"
+        ) from err
+    try:
+        yield path
+    finally:
+        shutil.rmtree(path, ignore_errors=True)
+
+
+# ---- the wheel ---------------------------------------------------------------------------------
+
+
+def _given(wheel: Wheel, path: Path) -> Path:
+    """The wheel among files that the user has."""
+    file = path / wheel.filename if path.is_dir() else path
+    if not file.is_file():
+        raise TrainingError(f"there is no file {file}; name {wheel.filename}, or the folder that holds it")
+    return file
+
+
+def _download(wheel: Wheel, python: Path, scratch: Path) -> Path:
+    """Let pip, or uv where pip is missing, fetch the wheel and check its hash."""
+    requirements = scratch / "requirements.txt"
+    requirements.write_text(wheel.requirement, encoding="utf-8")
+    options = ["download", "--no-deps", "--require-hashes", "--only-binary=:all:", "--disable-pip-version-check"]
+    options += ["--no-input", "--dest", str(scratch), "--requirement", str(requirements)]
+    _run([*_pip(python), *options], f"fetch {wheel.filename}")
+    found = sorted(scratch.glob("*.whl"))
+    if len(found) != 1:
+        names = ", ".join(path.name for path in found) or "nothing"
+        raise TrainingError(f"pip was to fetch {wheel.filename} and fetched {names}; fetch it by hand, use --wheel")
+    return found[0]
+
+
+def _pip(python: Path) -> list[str]:
+    """How to run pip under an interpreter."""
+    if subprocess.run([python, "-m", "pip", "--version"], capture_output=True, check=False).returncode == 0:
+        return [str(python), "-m", "pip"]
+    if uv := shutil.which("uv"):
+        return [uv, "tool", "run", "--python", str(python), "pip"]
+    raise TrainingError(
+        f"neither pip nor uv can be run to fetch {PACKAGE} {VERSION}; install one ('{python} -m ensurepip'), or "
+        "fetch the wheel elsewhere and run 'onnxq qat setup --wheel FILE'"
+    )
+
+
+def _run(command: list[str], what: str) -> None:
+    done = subprocess.run(command, capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL)
+    if done.returncode != 0:
+        told = "\n".join(f"  {line}" for line in (done.stderr or done.stdout).strip().splitlines()[-8:])
+        raise TrainingError(
+            f"cannot {what}:\n{told}\nwithout the package registry, run 'onnxq qat setup --wheel FILE' with the file"
+        )
+
+
+def _unpack(file: Path, wheel: Wheel, folder: Path) -> Path:
+    found = store.sha256(file)
+    if found != wheel.sha256:
+        raise TrainingError(
+            f"{file} is refused: its sha256 is {found}, and that of {wheel.filename} is {wheel.sha256}; "
+            "fetch the file again"
+        )
+    with zipfile.ZipFile(file) as archive:
+        archive.extractall(folder)
+    store.write_manifest(folder, wheel)
+    return folder
+
+
+def _put(unpacked: Path, folder: Path, *, replace: bool) -> None:
+    """Move what was unpacked to its place; one that another process put there is as good."""
+    old = unpacked.with_name(f"old-{secrets.token_hex(4)}")
+    if replace:
+        with contextlib.suppress(FileNotFoundError):
+            folder.rename(old)
+    try:
+        unpacked.rename(folder)
+    except OSError as err:
+        if not folder.exists() or store.damage(folder, thorough=True):
+            raise TrainingError(
+                f"cannot move the training runtime to {folder}: {err.strerror or err}; remove that folder and try again"
+            ) from err
+
+
+# ---- another Python ----------------------------------------------------------------------------
+
+
+def _worker_python(interpreter: Interpreter, folder: Path, told: Progress) -> Path:
+    """The interpreter of the worker; one beside the running one gets an environment with what it needs."""
+    if interpreter.is_running:
+        return interpreter.path
+    python = store.side_python(folder)
+    home = python.parents[1]
+    if _imports(python):
+        return python
+    told(f"make an environment with {interpreter.path.name}", 0, _STEPS)
+    with _scratch(folder.parent) as scratch:
+        if home.exists():
+            home.rename(scratch / "old")
+        # An environment cannot be moved, so it is made in place; one that is not complete is made again.
+        _make_environment(interpreter.path, home)
+    if not _imports(python):
+        raise TrainingError(f"the environment {home} lacks numpy or onnx; remove it and run 'onnxq qat setup' again")
+    return python
+
+
+def _make_environment(python: Path, home: Path) -> None:
+    own = store.side_python(home.with_name(home.name.removesuffix("-python")))
+    uv = shutil.which("uv")
+    if uv:
+        _run([uv, "venv", "--quiet", "--seed", "--python", str(python), str(home)], f"make the environment {home}")
+        _run([uv, "pip", "install", "--quiet", "--python", str(own), *_SIDE_PACKAGES], f"install into {home}")
+        return
+    _run([str(python), "-m", "venv", str(home)], f"make the environment {home}")
+    _run([str(own), "-m", "pip", "install", "--quiet", *_SIDE_PACKAGES], f"install into {home}")
+
+
+def _imports(python: Path) -> bool:
+    if not python.exists():
+        return False
+    line = "import numpy, onnx, flatbuffers, packaging"
+    return subprocess.run([python, "-c", line], capture_output=True, check=False).returncode == 0
