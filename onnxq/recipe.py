@@ -102,6 +102,7 @@ __all__ = [
     "EqualizeConfig",
     "FuseConfig",
     "ImagePreprocess",
+    "InvalidRecipe",
     "LSQPlus",
     "Loss",
     "LossModel",

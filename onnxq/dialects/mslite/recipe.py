@@ -126,7 +126,9 @@ def _full_quant(config: MsliteConfig) -> Recipe:
         rules=_rules(config),
         equalize=EqualizeConfig(enabled=not full.per_channel and full.target_device != "DSP"),
         calibration=_calibration(config),
-        refine=(BiasCorrection(),) if full.bias_correction and full.target_device not in _UNCORRECTED else (),
+        refine=(BiasCorrection(inputs="float"),)
+        if full.bias_correction and full.target_device not in _UNCORRECTED
+        else (),
     )
 
 
