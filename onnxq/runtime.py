@@ -210,6 +210,9 @@ def _with_outputs(
     if not own:
         changed.CopyFrom(model)
     changed.graph.node.extend(extra)
+    imported = {entry.domain for entry in changed.opset_import}
+    for domain in sorted({node.domain for node in extra} - imported - {""}):
+        changed.opset_import.add(domain=domain, version=1)
     known = {o.name: o for o in model.graph.output}
     wanted = [known.get(name, onnx.ValueInfoProto(name=name)) for name in outputs]
     del changed.graph.output[:]

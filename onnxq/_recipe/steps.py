@@ -130,10 +130,17 @@ class CalibrationConfig(Model):
 
 
 class BiasCorrection(Model):
-    """Correct the mean shift of each layer's output, in graph order, in the layer's bias."""
+    """Correct the mean shift of each layer's output in the layer's bias."""
 
     kind: Literal["bias_correction"] = "bias_correction"
-    samples: Count = Field(default=32, description="How many samples the means are taken over.")
+    inputs: Literal["corrected", "float"] = Field(
+        default="corrected",
+        description="corrected: layers in graph order, fed by the corrected layers in front of them, for the shift of "
+        "their weights; float: each layer fed with the codes of its own float input, as MindSpore Lite does.",
+    )
+    samples: Count | None = Field(
+        default=None, description="How many samples the means are taken over; absent: 32, with inputs: float all."
+    )
 
 
 class GPTQ(Method):

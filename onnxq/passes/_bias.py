@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import numpy as np
+from numpy.typing import NDArray
+
 from onnxq.graph import GraphModel, Node
 from onnxq.passes._linear import kind, optional_input
 
@@ -24,3 +27,19 @@ def bias_place(graph: GraphModel, node: Node) -> tuple[Node, int] | None:
     bias = add.inputs[index]
     fits = graph.is_constant(bias) and graph.is_float32(bias) and graph.shape(bias) == (shape[1],)
     return (add, index) if fits else None
+
+
+def add_to_bias(graph: GraphModel, layer: str, place: tuple[Node, int], shift: NDArray[np.float32]) -> None:
+    """Give a layer a bias of its own: what it has had, if anything, plus `shift`.
+
+    Args:
+        graph: The graph.
+        layer: The name of the layer.
+        place: The node that reads the bias, and which of its inputs it is.
+        shift: shape (C,), float32.
+    """
+    node, index = place
+    old = optional_input(node, index)
+    values = shift if old is None else (graph.value(old).astype(np.float64) + shift).astype(np.float32)
+    base = f"{layer}_bias" if old is None else f"{old.name}_corrected"
+    graph.set_input(node, index, graph.add_constant(graph.unique_name(base), values))

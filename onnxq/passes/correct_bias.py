@@ -21,8 +21,9 @@ from onnxq.calib.points import StatisticPoint, StatKind
 from onnxq.calib.segments import SegmentRunner
 from onnxq.graph import GraphModel, Node
 from onnxq.passes._base import Fact, Pass, PassReport, Skip
+from onnxq.passes._bias import add_to_bias
 from onnxq.passes._inputs import inputs_of
-from onnxq.passes._linear import LINEAR_OPS, optional_input
+from onnxq.passes._linear import LINEAR_OPS
 from onnxq.passes._weights import weight_value
 from onnxq.plan import Plan, WeightPlan
 from onnxq.runtime import make_session, thread_count
@@ -80,7 +81,7 @@ class CorrectBias(Pass):
         expected = _float_means(graph, layers, feeds, ctx)
         shifts = _shifts(graph, layers, feeds, expected, ctx)
         for layer, shift in zip(layers, shifts, strict=True):
-            _add_to_bias(graph, graph.node(layer.node), shift)
+            add_to_bias(graph, layer.node, (graph.node(layer.node), 2), shift)
         used = sum(sample_count(feed, batching(inputs).carried) or 1 for feed in feeds)
         return PassReport(len(layers), skipped, (f"{len(layers)} biases corrected over {used} samples",))
 
@@ -177,10 +178,3 @@ def _mean(values: Sequence[NDArray[np.float32]], axis: int) -> NDArray[np.float6
 
 def _along(vector: NDArray[np.float32], rank: int, axis: int) -> NDArray[np.float32]:
     return vector.reshape([-1 if i == axis % rank else 1 for i in range(rank)])
-
-
-def _add_to_bias(graph: GraphModel, node: Node, shift: NDArray[np.float32]) -> None:
-    old = optional_input(node, 2)
-    values = shift if old is None else (graph.value(old).astype(np.float64) + shift).astype(np.float32)
-    base = f"{node.name}_bias" if old is None else f"{old.name}_corrected"
-    graph.set_input(node, 2, graph.add_constant(graph.unique_name(base), values))
