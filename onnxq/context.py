@@ -11,9 +11,11 @@ from numpy.typing import NDArray
 
 if TYPE_CHECKING:
     from onnxq.algos.weight.codes import WeightCodes
+    from onnxq.algos.weight.mixed_bit import FoundStep
     from onnxq.calib.readers import Reader
     from onnxq.factors import LayerFactors
     from onnxq.graph import GraphModel
+    from onnxq.learned import LearnedRange, LearnedScale
     from onnxq.passes._base import PassReport
     from onnxq.plan import Plan
     from onnxq.recipe import Recipe
@@ -36,7 +38,10 @@ class QuantContext:
         params: Scale and zero point by tensor name, for activations, weights and biases.
         factors: The numbers by layer, for targets that want them so.
         balance: What the input channels of a layer were divided by, by node name.
+        ranges_learned: What training learns of activations.
+        scales_learned: What training learns of weights.
         weight_codes: How weights become codes where only they do, by their keys in the plan.
+        steps: What the search for the step of each of them found, by the same keys.
         rounded: Weights that AdaRound has rounded before, by what they were rounded for: they are taken again. Empty
             unless whoever tries one recipe after the other wants that.
         clusters: The codes that a layer's weight uses where it does not use all, by node name.
@@ -57,7 +62,10 @@ class QuantContext:
     ranges: dict[str, tuple[float, float]] = field(default_factory=dict)
     params: dict[str, QuantParams] = field(default_factory=dict)
     factors: dict[str, LayerFactors] = field(default_factory=dict)
+    ranges_learned: tuple[LearnedRange, ...] = ()
+    scales_learned: tuple[LearnedScale, ...] = ()
     weight_codes: dict[str, WeightCodes] = field(default_factory=dict)
+    steps: dict[str, FoundStep] = field(default_factory=dict)
     balance: dict[str, NDArray[np.float32]] = field(default_factory=dict)
     rounded: dict[tuple[str, str, bytes], NDArray[np.float32]] = field(default_factory=dict)
     clusters: dict[str, NDArray[np.int8]] = field(default_factory=dict)

@@ -40,6 +40,8 @@ class Fact(Enum):
     """`QuantContext.weight_codes` says how every planned weight becomes codes that are decoded to floats."""
     FACTORS = auto()
     """`QuantContext.factors` holds the numbers of every layer that gets codes."""
+    LEARNING = auto()
+    """Trainable quantizers are in the graph; the context names their parameters (`*_learned`)."""
     QUANTIZED = auto()
     """Quantization operators are in the graph."""
 
