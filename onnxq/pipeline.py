@@ -18,7 +18,7 @@ from onnxq.modelio import file_sha256, load_model
 from onnxq.passes._base import Fact, Instrument, Pass, PassManager
 from onnxq.passes._inputs import inputs_of
 from onnxq.passes._specs import FIRST_PER_AXIS, needed_opset
-from onnxq.passes._weight_only import check_weight_only
+from onnxq.passes._weight_only import check_weight_only, stored_opsets
 from onnxq.passes.assign_names import AssignNames
 from onnxq.passes.balance_dmq import BalanceDmq
 from onnxq.passes.calibrate import Calibrate
@@ -35,12 +35,14 @@ from onnxq.passes.insert_ascend import InsertAscend
 from onnxq.passes.insert_ascend_fake import InsertAscendFake
 from onnxq.passes.insert_dynamic import InsertDynamic
 from onnxq.passes.insert_qdq import InsertQdq
+from onnxq.passes.insert_weight_only import InsertWeightOnly
 from onnxq.passes.keep_twin import KeepTwin
 from onnxq.passes.lift_constants import LiftConstants
 from onnxq.passes.match_means import MatchMeans
 from onnxq.passes.normalize_gemm import NormalizeGemm
 from onnxq.passes.round_weights import RoundWeights
 from onnxq.passes.search_ranges import SearchRanges
+from onnxq.passes.search_steps import SearchSteps
 from onnxq.passes.select_dynamic import SelectDynamic
 from onnxq.passes.select_layers import SelectLayers
 from onnxq.passes.select_weights import SelectWeights
@@ -106,8 +108,12 @@ def weight_only(recipe: Recipe, target: Target, scheme: WeightOnly) -> list[Pass
     """
     check_weight_only(recipe)
     passes = [*preparation(recipe, target, select=False), SelectWeights()]
-    passes.append(ChooseWeightCodes(scheme.correction))
-    return [*passes, Sweep(), Stamp()]
+    mixed = scheme.mixed
+    if mixed is None:
+        passes.append(ChooseWeightCodes(scheme.correction))
+    else:
+        passes.append(SearchSteps(mixed.init_scale, mixed.auto_tune, mixed.max_iterations, scheme.correction))
+    return [*passes, InsertWeightOnly(scheme.storage, scheme.block_size), Sweep(), Stamp()]
 
 
 def _planned(passes: Sequence[Pass]) -> int:
@@ -206,6 +212,8 @@ def _refinement(step: RefineStep) -> Pass:
 
 def _opsets(recipe: Recipe, target: Target) -> tuple[int, int]:
     """The operator set wanted, and the oldest one that will do."""
+    if isinstance(recipe.scheme, WeightOnly):
+        return stored_opsets(recipe, recipe.scheme, target)
     configs: list[TensorConfig] = [recipe.activations, recipe.weights]
     configs += [c for rule in recipe.rules for c in (rule.activations, rule.weights) if c is not None]
     needed = needed_opset(configs, target)
@@ -285,7 +293,7 @@ def _result(
     original: GraphModel,
     prepared: GraphModel | None = None,
 ) -> Result:
-    telling = (UpgradeOpset, SelectLayers, SelectDynamic)  # the others' notes are statistics
+    telling = (UpgradeOpset, SelectLayers, SelectDynamic, SearchSteps, InsertWeightOnly)  # the others' are statistics
     notes += tuple(n for r in ctx.reports if r.name in {t.__name__ for t in telling} for n in r.notes)
     plan = Plan() if ctx.plan is None else ctx.plan
     if not plan:
@@ -293,7 +301,7 @@ def _result(
     notes = tuple(dict.fromkeys(notes))
     return Result(
         graph, plan, dict(ctx.params), tuple(ctx.reports), ctx.recipe, ctx.samples, notes, source, original,
-        ctx.twin, dict(ctx.factors), prepared, dict(ctx.weight_codes),
+        ctx.twin, dict(ctx.factors), prepared, dict(ctx.weight_codes), dict(ctx.steps),
     )  # fmt: skip
 
 
@@ -305,7 +313,7 @@ class _Prepared(Instrument):
 
     def before_pass(self, position: int, step: Pass, graph: GraphModel, ctx: QuantContext) -> None:
         """Copy the graph; its weights are shared."""
-        if self.graph is None and step.provides & {Fact.PARAMS, Fact.FACTORS, Fact.QUANTIZED}:
+        if self.graph is None and step.provides & {Fact.PARAMS, Fact.FACTORS, Fact.CODES, Fact.QUANTIZED}:
             self.graph = graph.copy()
 
 
@@ -384,7 +392,8 @@ def reader_for(
         if options.random:
             raise RecipeError("calibration.random is true and data are given as well; decide for one")
         layout = options.bin_layout
-        return as_reader(data, inputs, preprocess=options.preprocess, layout=layout, samples=options.samples), ()
+        samples = 1 if isinstance(recipe.scheme, WeightOnly) else options.samples  # auto_tune takes a single one
+        return as_reader(data, inputs, preprocess=options.preprocess, layout=layout, samples=samples), ()
     random = RandomReader(inputs, options.random_samples, seed=options.seed)
     note = "calibrated with random data: scales mean nothing for real inputs, use the model for trying things out only"
     return as_reader(random, inputs), (note,)

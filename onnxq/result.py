@@ -20,6 +20,7 @@ from onnxq.recipe import Recipe
 
 if TYPE_CHECKING:
     from onnxq.algos.weight.codes import WeightCodes
+    from onnxq.algos.weight.mixed_bit import FoundStep
     from onnxq.factors import LayerFactors
     from onnxq.spec import QuantParams
 
@@ -42,6 +43,7 @@ class Result:
         factors: The numbers by layer, for targets that want them so.
         prepared: The float model in the form in which it was quantized: with the same names, the same function.
         weight_codes: How weights became codes where only they did, by their keys in the plan.
+        steps: What the search for the step of each of these weights found, where there was one, by the same keys.
     """
 
     graph: GraphModel
@@ -57,6 +59,7 @@ class Result:
     factors: Mapping[str, LayerFactors] = field(default_factory=dict)
     prepared: GraphModel | None = field(default=None, repr=False)
     weight_codes: Mapping[str, WeightCodes] = field(default_factory=dict, repr=False)
+    steps: Mapping[str, FoundStep] = field(default_factory=dict, repr=False)
 
     @property
     def changed(self) -> bool:

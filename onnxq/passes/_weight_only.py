@@ -12,10 +12,21 @@ from onnxq.algos.weight.fixed_bit import find_codes
 from onnxq.algos.weight.mse import MseConfig
 from onnxq.errors import CalibrationError, GraphError, RecipeError
 from onnxq.graph import GraphModel, Node
+from onnxq.passes._decoders import oldest_opset
 from onnxq.passes._weights import weight_value
 from onnxq.plan import WeightPlan
-from onnxq.recipe import AbsMax, BiasCorrection, Recipe, TensorConfig, WeightConfig, WeightMethod, WeightMSE
+from onnxq.recipe import (
+    AbsMax,
+    BiasCorrection,
+    Recipe,
+    TensorConfig,
+    WeightConfig,
+    WeightMethod,
+    WeightMSE,
+    WeightOnly,
+)
 from onnxq.spec import PerAxis, PerTensor, QType, QuantSpec
+from onnxq.targets import Target
 
 WEIGHT_INPUTS: Mapping[str, tuple[int, ...]] = MappingProxyType(
     {
@@ -77,6 +88,19 @@ def stored_spec(config: WeightConfig, axis: int | None) -> QuantSpec:
 def stored_method(config: WeightConfig) -> WeightMethod:
     """How the range of a weight is chosen."""
     return config.method or AbsMax()
+
+
+def stored_opsets(recipe: Recipe, scheme: WeightOnly, target: Target) -> tuple[int, int]:
+    """The operator set wanted for stored weights, and the oldest one that will do.
+
+    Args:
+        recipe: What is wanted.
+        scheme: Its scheme.
+        target: The backend.
+    """
+    configs = [recipe.weights, *(rule.weights for rule in recipe.rules if rule.weights is not None)]
+    bits = [stored_spec(config, None).bits for config in configs] + [16] * (scheme.mixed is not None)
+    return max(target.opset, *(oldest_opset(scheme.storage, width) for width in bits)), oldest_opset(scheme.storage, 8)
 
 
 def gain_threshold(bits: int) -> int:

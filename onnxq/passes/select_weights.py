@@ -115,7 +115,7 @@ def _plans(graph: GraphModel, found: list[_Candidate], scheme: WeightOnly) -> Pl
     plans: Plans = {}
     for readers in by_tensor.values():
         reason = _why_needed(graph, readers)
-        along = readers[0].axis if scheme.mixed is None and len({c.axis for c in readers}) == 1 else None
+        along = readers[0].axis if len({c.axis for c in readers}) == 1 else None
         each = [reason or _why_not(graph, c, along, scheme) or _plan(c, along) for c in readers]
         floats = [c for c, plan in zip(readers, each, strict=True) if isinstance(plan, str)]
         if reason is None and 0 < len(floats) < len(readers):
@@ -149,7 +149,8 @@ def _why_not(graph: GraphModel, c: _Candidate, along: int | None, scheme: Weight
     if c.node.op in ("Conv", "ConvTranspose") and channels <= scheme.min_channels:
         return f"its weight has {channels} channels, not more than min_channels {scheme.min_channels}; {_FORCE}"
     spec = stored_spec(c.settings.weights, along)
-    if not (scheme.gain_rule and scheme.correction and isinstance(spec.granularity, PerAxis)):
+    each = isinstance(spec.granularity, PerAxis) and scheme.mixed is None
+    if not (scheme.gain_rule and scheme.correction and each):
         return None
     elements, limit = math.prod(shape) // channels, gain_threshold(spec.bits)
     if elements <= limit:
