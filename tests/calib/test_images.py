@@ -113,6 +113,8 @@ def test_normalizing_is_scale_then_mean_then_std_in_float32() -> None:
     result = normalize(image, config)
     assert result.dtype == np.float32
     np.testing.assert_array_equal(result, expected)
+    gray = normalize(image[:, :, :1], ImagePreprocess(color="GRAY", mean=0.5, std=0.25))
+    np.testing.assert_array_equal(gray, (image[:, :, :1].astype(np.float32) * np.float32(1 / 255) - 0.5) / 0.25)
     raw = normalize(image, ImagePreprocess(scale=1, mean=127.5, std=127.5))
     np.testing.assert_array_equal(raw, (image.astype(np.float32) - 127.5) / 127.5)
 

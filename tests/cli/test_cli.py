@@ -185,6 +185,62 @@ def test_images(here):
     assert (settings["mean"], settings["std"]) == ([0.5, 0.4, 0.3], [0.2])
 
 
+def two_inputs(here):
+    """A model with an image and a vector, and a folder of data for each."""
+    import cv2
+
+    body = """g (float[N, 3, 8, 8] image, float[N, 4] code) => (float[N, 4] y) {
+        c = Conv <kernel_shape = [3, 3], pads = [1, 1, 1, 1]> (image, W)
+        r = Relu(c)
+        p = GlobalAveragePool(r)
+        f = Flatten(p)
+        m = MatMul(code, V)
+        y = Add(f, m)
+    }"""
+    onnx.save(build(body, W=normal(4, 3, 3, 3), V=normal(4, 4)), "two.onnx")
+    for folder in ("img", "vec"):
+        (here / folder).mkdir()
+    rng = np.random.default_rng(0)
+    for index in range(4):
+        cv2.imwrite(f"img/{index}.png", rng.integers(0, 255, (20, 16, 3), dtype=np.uint8))
+        (here / "vec" / f"{index}.bin").write_bytes(rng.standard_normal(4).astype("<f4").tobytes())
+
+
+def test_one_folder_per_input(here):
+    two_inputs(here)
+    images = ("--data", "image:img,code:vec", "--scale", 1, "--mean", 127.5, "--std", 60)
+    images += ("--normalize", "before_resize", "--interpolation", "cubic", "--bin-layout", "NHWC")
+    found = document("quantize", "two.onnx", "-o", "q.onnx", *images)
+    assert found["samples"] == 4
+    reading = found["recipe"]["calibration"]
+    assert (reading["preprocess"]["normalize"], reading["preprocess"]["interpolation"]) == ("before_resize", "cubic")
+    assert (reading["preprocess"]["layout"], reading["bin_layout"]) == ("auto", "NHWC")
+    Path("l.csv").write_text("file,label\n3.png,3\n0.png,0\n2.png,2\n1.png,1\n")
+    compared = document("compare", "two.onnx", "q.onnx", *images, "--labels", "l.csv", "--no-latency")
+    assert compared["samples"] == 4
+    assert compared["outputs"][0]["sqnr_db"] > 20
+    (here / "vec" / "3.bin").unlink()
+    assert "'image' 4, 'code' 3" in fails("quantize", "two.onnx", "-o", "q.onnx", *images)
+
+
+def test_bin_files_in_another_layout_give_the_same_model(here):
+    x = normal(5, 3, 8, 8)
+    for folder, order in (("first", (0, 1, 2, 3)), ("last", (0, 2, 3, 1))):
+        (here / folder).mkdir()
+        for index, sample in enumerate(x):
+            data = np.ascontiguousarray(sample[np.newaxis].transpose(order), "<f4")
+            (here / folder / f"{index}.bin").write_bytes(data.tobytes())
+    run("quantize", "m.onnx", "-o", "first.onnx", "--data", "first")
+    found = document("quantize", "m.onnx", "-o", "last.onnx", "--data", "last", "--bin-layout", "NHWC")
+    assert "are transposed to NCHW" in found["notes"][0]
+    first, last = onnx.load("first.onnx"), onnx.load("last.onnx")
+    assert first.graph == last.graph
+    digests = {p.value for model in (first, last) for p in model.metadata_props if p.key == "onnxq.calibration_sha256"}
+    assert len(digests) == 1
+    compared = document("compare", "m.onnx", "last.onnx", "--data", "last", "--bin-layout", "NHWC", "--no-latency")
+    assert "are transposed to NCHW" in compared["notes"][0]
+
+
 def test_report_and_model_are_not_written_when_interrupted(here, monkeypatch):
     def interrupted(*_args, **_options):
         raise KeyboardInterrupt
@@ -320,7 +376,8 @@ def test_scale_may_be_a_fraction():
 
 def test_choices_are_those_of_recipes():
     schema = json.dumps(Recipe.json_schema())
-    for choice in (*options.Target, *options.Method, *options.Layout, *options.Color):
+    images = (*options.Layout, *options.BinLayout, *options.Color, *options.Interpolation, *options.Normalize)
+    for choice in (*options.Target, *options.Method, *images):
         assert f'"{choice.value}"' in schema
     from onnxq._recipe.methods import _activation_names
 

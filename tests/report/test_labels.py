@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
+from onnxq.calib.readers import Folders
 from onnxq.errors import DataError
 from onnxq.report.labels import check_range, read_labels
 
@@ -116,3 +119,14 @@ def test_range():
         check_range(np.array([-1, 3]), 10)
     with pytest.raises(DataError, match="not a single label"):
         check_range(np.array([], dtype=np.int64), 10)
+
+
+def test_files_of_the_first_of_several_folders_in_their_order(tmp_path, images):
+    (tmp_path / "vec").mkdir()
+    text = "file,label\nimg2.png,2\nimg10.png,10\n"
+    spec = f"image:{images},code:{tmp_path / 'vec'}"
+    assert read(tmp_path, text, Path(spec)) == [10, 2]  # in byte order, without sub-folders
+    assert read(tmp_path, text, Folders({"image": images, "code": tmp_path / "vec"})) == [10, 2]
+    assert read(tmp_path, text, Folders({"image": images}, samples=1)) == [10]
+    with pytest.raises(DataError, match=r"img2\.png of .*eval has no label"):
+        read(tmp_path, "file,label\nimg10.png,10\n", Path(spec))
