@@ -15,7 +15,7 @@ import typer
 from typer.core import TyperGroup
 
 from onnxq._version import __version__
-from onnxq.cli import amct, compare, demo, inspect, quantize, recipe
+from onnxq.cli import amct, compare, demo, inspect, qat, quantize, recipe
 from onnxq.errors import OnnxqError
 
 BAD_INPUT = 2
@@ -95,4 +95,5 @@ app.command("inspect")(inspect.inspect)
 app.command("compare")(compare.compare)
 app.add_typer(recipe.app, name="recipe")
 app.add_typer(amct.app, name="amct")
+app.add_typer(qat.app, name="qat")
 app.command("demo")(demo.demo)

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
     from onnxq.dialects.amct.job import AmctJob
     from onnxq.plan import Decision
+    from onnxq.qat.overlay import Installation
     from onnxq.report.compare import Comparison
     from onnxq.report.demo import DemoRow
     from onnxq.report.facts import ModelFacts, ValueFacts
@@ -124,6 +125,23 @@ def job(done: Done, beside: Sequence[Path] = (), *, verbose: bool = False) -> li
     if done.job.report is not None:
         rows.append(("report", str(done.job.report)))
     return [_grid(rows), roles(result.plan.counts()), *reasons(done.groups, verbose=verbose)]
+
+
+# ---- qat ---------------------------------------------------------------------------------------
+
+
+def training_runtime(done: Installation) -> Table:
+    """What ``onnxq qat setup`` did."""
+    overlay = done.overlay
+    rows = [
+        ("training runtime", f"onnxruntime-training {overlay.version}, {overlay.tag}"),
+        ("installed" if done.installed else "was there", str(overlay.path)),
+        ("wheel", done.wheel.filename),
+        ("sha256", done.wheel.sha256),
+        ("interpreter", str(overlay.python)),
+        ("verified", f"one step trained in {done.verified_seconds:.1f} s"),
+    ]
+    return _grid(rows)
 
 
 # ---- inspect -----------------------------------------------------------------------------------

@@ -19,11 +19,21 @@ from pathlib import Path
 
 from onnxq.errors import TrainingError
 from onnxq.qat import _overlay_store as store
-from onnxq.qat._overlay_store import Overlay, cache_dir, find_overlay
+from onnxq.qat._overlay_store import CACHE, Overlay, cache_dir, find_overlay
 from onnxq.qat._overlay_verify import verify
 from onnxq.qat._overlay_wheels import PACKAGE, VERSION, WHEELS, Interpreter, Wheel, choose_interpreter
 
-__all__ = ["WHEELS", "Installation", "Overlay", "Wheel", "cache_dir", "find_overlay", "install_overlay", "set_up"]
+__all__ = [
+    "CACHE",
+    "WHEELS",
+    "Installation",
+    "Overlay",
+    "Wheel",
+    "cache_dir",
+    "find_overlay",
+    "install_overlay",
+    "set_up",
+]
 
 Progress = Callable[[str, int, int | None], None]
 _SIDE_PACKAGES = ("numpy>=1.26", "onnx>=1.20", "flatbuffers", "packaging")
@@ -47,6 +57,20 @@ class Installation:
     installed: bool
     repaired: str
     verified_seconds: float
+
+    def to_dict(self) -> dict[str, object]:
+        """The same for JSON."""
+        return {
+            "version": self.overlay.version,
+            "tag": self.overlay.tag,
+            "path": str(self.overlay.path),
+            "python": str(self.overlay.python),
+            "wheel": self.wheel.filename,
+            "sha256": self.wheel.sha256,
+            "installed": self.installed,
+            "repaired": self.repaired,
+            "verified_seconds": round(self.verified_seconds, 3),
+        }
 
 
 def install_overlay(
@@ -118,8 +142,7 @@ def _scratch(root: Path) -> Iterator[Path]:
         path = Path(tempfile.mkdtemp(prefix=".installing-", dir=root))
     except OSError as err:
         raise TrainingError(
-            f"cannot write to the cache {root}: {err.strerror or err}; "
-            f"name another folder with --cache or ${store.CACHE}"
+            f"cannot write to the cache {root}: {err.strerror or err}; name another folder with --cache or ${CACHE}"
         ) from err
     try:
         yield path
@@ -167,9 +190,11 @@ def _pip(python: Path) -> list[str]:
 def _run(command: list[str], what: str) -> None:
     done = subprocess.run(command, capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL)
     if done.returncode != 0:
-        told = "\n".join(f"  {line}" for line in (done.stderr or done.stdout).strip().splitlines()[-8:])
+        lines = [line.strip() for line in (done.stderr or done.stdout).splitlines() if line.strip()]
+        errors = [line for line in lines if line.lower().startswith("error")] or lines[-1:]
         raise TrainingError(
-            f"cannot {what}:\n{told}\nwithout the package registry, run 'onnxq qat setup --wheel FILE' with the file"
+            f"cannot {what}: {'; '.join(errors)}; where the package registry cannot be reached, "
+            "run 'onnxq qat setup --wheel FILE' with the wheel"
         )
 
 
