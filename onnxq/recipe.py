@@ -134,7 +134,7 @@ __all__ = [
     "WeightRounding",
 ]
 
-TargetName = Literal["ort", "tensorrt", "qnn", "ascend"]
+TargetName = Literal["ort", "tensorrt", "qnn", "ascend", "kirin"]
 
 
 class Recipe(Model):

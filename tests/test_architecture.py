@@ -18,7 +18,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 MAX_LINES = 600
 MAX_BODY = 60
-TARGETS = {"ort", "tensorrt", "qnn", "ascend"}
+TARGETS = {"ort", "tensorrt", "qnn", "ascend", "kirin"}
 FRAMEWORKS = {"torch", "tensorflow", "keras", "paddle", "jax", "mxnet", "mindspore"}
 UNPICKLERS = {"pickle", "cPickle", "_pickle", "dill", "cloudpickle", "joblib", "shelve", "marshal", "jsonpickle"}
 
@@ -63,6 +63,7 @@ LAYERS: dict[str, set[str]] = {
     "pipeline": CORE | {"passes", "instruments", "result"},
     "stages": CORE | {"passes", "pipeline", "instruments", "result"},
     "live": CORE | {"pipeline"},
+    "packing": BASE | {"_graph.wire", "algos", "packing"},
     "shapes": CORE | {"pipeline"},
     "ascend": CORE | {"passes", "pipeline", "instruments", "stages", "ascend"},
     "report": CORE | {"passes._base", "passes._inputs", "result", "pipeline", "instruments", "ascend", "report"},
@@ -72,7 +73,7 @@ LAYERS: dict[str, set[str]] = {
     "dialects": {*BASE, "", "recipe", "plan", "factors", "calib.readers", "pipeline", "result", "dialects"}
     | {"stages", "live", "ascend", "tune", "shapes", "report"},
     "cli": {*BASE, "", "recipe", "plan", "targets", "pipeline", "instruments", "cli"}
-    | {"report", "tune", "qat", "zoo", "dialects"},
+    | {"report", "tune", "qat", "zoo", "dialects", "packing"},
     "": CORE | {"passes._base", "pipeline", "result", "instruments", "report.debug", "report.debug_files", ""},
 }  # fmt: skip
 """What the modules of onnxq may import of onnxq, by the first part of their names; "" is the package itself."""
@@ -96,6 +97,7 @@ ONLY_IMPORTER: dict[str, tuple[str, ...]] = {
     "typer": ("cli",),
     "rich": ("cli", "instruments"),
     "jinja2": ("report",),
+    "constriction": ("packing",),
 }
 
 

@@ -23,6 +23,7 @@ class Target(str, Enum):
     TENSORRT = "tensorrt"
     QNN = "qnn"
     ASCEND = "ascend"
+    KIRIN = "kirin"
 
 
 class Method(str, Enum):

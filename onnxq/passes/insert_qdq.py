@@ -67,9 +67,9 @@ class InsertQdq(Pass):
         """Raise `GraphError` if a planned activation has no QuantizeLinear."""
         done = {n.inputs[0].name for n in graph.nodes("QuantizeLinear")}
         done |= {n.outputs[0].name for n in graph.nodes("DequantizeLinear")}  # where the name had to stay behind it
-        for name in (ctx.plan or Plan()).activations:
-            if name not in done:
-                raise GraphError(f"activation {name!r} was planned and has no QuantizeLinear")
+        for activation in (ctx.plan or Plan()).activations.values():
+            if activation.tensor not in done:
+                raise GraphError(f"activation {activation.tensor!r} was planned and has no QuantizeLinear")
 
 
 class _Writer:
@@ -119,7 +119,7 @@ class _Writer:
 
     def _bias(self, node: Node, index: int, plan: WeightPlan, params: QuantParams) -> None:
         bias = np.asarray(self._graph.value(node.inputs[index])).reshape(-1)
-        coded = quantize_bias(bias, float(self._params[plan.input].scale), params.scale, limit=_INT32)
+        coded = quantize_bias(bias, float(self._params[plan.input_key].scale), params.scale, limit=_INT32)
         if coded.enlarged.any() and self._graph.node(plan.node) is not node:
             return  # an Add can do without codes; for the bias of a layer the scale of the weight has been chosen
         base = f"{plan.node}_bias"
@@ -178,7 +178,7 @@ class _Writer:
         self._pair(floats, plan, tensor)
 
     def _pair(self, tensor: Tensor, plan: ActivationPlan, result: Tensor | None = None) -> Tensor:
-        return self._convert(plan.tensor, tensor, self._shared(plan, self._params[plan.tensor]), result)
+        return self._convert(plan.key, tensor, self._shared(plan, self._params[plan.key]), result)
 
     def _convert(self, name: str, tensor: Tensor, numbers: Sequence[Tensor], result: Tensor | None = None) -> Tensor:
         """QuantizeLinear and DequantizeLinear behind `tensor`, called after `name`."""

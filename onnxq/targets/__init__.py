@@ -8,13 +8,14 @@ from types import MappingProxyType
 from onnxq.errors import RecipeError, nearest
 from onnxq.targets._base import Limits, Target
 from onnxq.targets.ascend import ASCEND
+from onnxq.targets.kirin import KIRIN
 from onnxq.targets.ort import ORT
 from onnxq.targets.qnn import QNN
 from onnxq.targets.tensorrt import TENSORRT
 
 __all__ = ["TARGETS", "Limits", "Target", "get_target"]
 
-TARGETS: Mapping[str, Target] = MappingProxyType({t.name: t for t in (ORT, TENSORRT, QNN, ASCEND)})
+TARGETS: Mapping[str, Target] = MappingProxyType({t.name: t for t in (ORT, TENSORRT, QNN, ASCEND, KIRIN)})
 """All targets by name."""
 
 
