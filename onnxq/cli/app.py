@@ -15,7 +15,7 @@ import typer
 from typer.core import TyperGroup
 
 from onnxq._version import __version__
-from onnxq.cli import amct, compare, demo, inspect, qat, quantize, recipe
+from onnxq.cli import amct, compare, converter, demo, inspect, pack, qat, quantize, recipe
 from onnxq.errors import OnnxqError
 
 BAD_INPUT = 2
@@ -96,4 +96,7 @@ app.command("compare")(compare.compare)
 app.add_typer(recipe.app, name="recipe")
 app.add_typer(amct.app, name="amct")
 app.add_typer(qat.app, name="qat")
+app.command("converter_lite")(converter.converter_lite)
+app.command("pack")(pack.pack)
+app.command("unpack")(pack.unpack)
 app.command("demo")(demo.demo)

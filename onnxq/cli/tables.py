@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from onnxq.dialects.amct.job import AmctJob
+    from onnxq.packing import PackReport
+    from onnxq.dialects.mslite.job import Conversion
     from onnxq.plan import Decision
     from onnxq.qat.overlay import Installation
     from onnxq.report.compare import Comparison
@@ -33,6 +35,11 @@ _ROLES = {
     "absorbed": "done by the saturation of a quantized output",
     "float": "stay as they are",
 }
+_QUANTIZED = {
+    "weight_only": "have weights that are stored as codes",
+    "dynamic": "compute with codes that activations get as they come",
+}
+"""What is meant by quantized where it is not what `_ROLES` says, by scheme."""
 
 
 def size(count: int) -> str:
@@ -78,10 +85,11 @@ def _grid(rows: Iterable[tuple[str, str]]) -> Table:
 # ---- what is quantized -------------------------------------------------------------------------
 
 
-def roles(counts: Mapping[str, int]) -> Table:
+def roles(counts: Mapping[str, int], scheme: str = "static") -> Table:
     """How many nodes have each role."""
     table = _table("nodes", "count", "", right=["count"])
-    for role, meaning in _ROLES.items():
+    meanings = {**_ROLES, "quantized": _QUANTIZED.get(scheme, _ROLES["quantized"])}
+    for role, meaning in meanings.items():
         table.add_row(role, str(counts[role]), Text(meaning, style="dim"))
     return table
 
@@ -124,7 +132,30 @@ def job(done: Done, beside: Sequence[Path] = (), *, verbose: bool = False) -> li
     ]
     if done.job.report is not None:
         rows.append(("report", str(done.job.report)))
-    return [_grid(rows), roles(result.plan.counts()), *reasons(done.groups, verbose=verbose)]
+    counted = roles(result.plan.counts(), result.recipe.scheme.kind)
+    return [_grid(rows), counted, *reasons(done.groups, verbose=verbose)]
+
+
+def conversion(done: Conversion, *, verbose: bool = False) -> list[RenderableType]:
+    """What became of ``onnxq converter_lite``."""
+    from onnxq.report.reasons import group_reasons
+
+    result = done.result
+    samples = f", {result.samples} samples" if result is not None and result.samples else ""
+    ratio = done.bytes_after / max(1, done.bytes_before)
+    rows = [
+        ("written", str(done.output)),
+        *(("", str(path)) for path in done.files[1:]),
+        ("asked for", done.wanted),
+        ("size", f"{size(done.bytes_before)} -> {size(done.bytes_after)} (x{ratio:.2f})"),
+        ("time", f"{done.seconds:.1f} s{samples}"),
+    ]
+    if done.debug is not None:
+        rows.append(("debug report", f"{done.debug.folder}, {len(done.debug.rounds)} rounds"))
+    if result is None:
+        return [_grid(rows)]
+    counted = roles(result.plan.counts(), result.recipe.scheme.kind)
+    return [_grid(rows), counted, *reasons(group_reasons(result.plan.left_float()), verbose=verbose)]
 
 
 # ---- qat ---------------------------------------------------------------------------------------
@@ -283,3 +314,25 @@ def demo(rows: Sequence[DemoRow]) -> list[RenderableType]:
         else:
             parts.append(Text.assemble((row.name, "bold"), ": no node is left float"))
     return parts
+
+
+# ---- packing -----------------------------------------------------------------------------------
+
+
+def packed(report: PackReport, *, most: int | None) -> list[RenderableType]:
+    """What `onnxq pack` did: the largest weights, all of them, and the file.
+
+    Args:
+        report: What it says.
+        most: How many weights to show; None for all.
+    """
+    columns = ("bits", "codes", "entropy", "model", "bound", "packed")
+    table = _table("weight", *columns, right=columns)
+    weights = sorted(report.weights, key=lambda w: -w.before)[:most]
+    for w in (*weights, report.total()) if report.weights else ():
+        figures = (size(w.before), size(round(w.bound)), size(w.after))
+        table.add_row(escape(w.name), str(w.bits), f"{w.count:,}", f"{w.entropy:.2f}", *figures)
+    rest = f"{size(report.rest_before)} to {size(report.rest_after)}"
+    total = f"{size(report.before)} to {size(report.after)}, {report.ratio:.2f} times smaller"
+    grid = _grid([("everything else", rest), ("packed", total), ("written", str(report.path))])
+    return [table, grid] if report.weights else [grid]

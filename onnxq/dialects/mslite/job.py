@@ -14,7 +14,7 @@ from onnxq.ascend import deploy_to_qdq
 from onnxq.calib.readers import Folders, Layout
 from onnxq.dialects.amct.deployment import write_companions
 from onnxq.dialects.mslite.flags import Flags, parse_shapes
-from onnxq.dialects.mslite.params import COMMON, DATA, FULL_QUANT, MsliteConfig, load_config
+from onnxq.dialects.mslite.params import COMMON, DATA, FULL_QUANT, WEIGHT_QUANT, MsliteConfig, load_config
 from onnxq.dialects.mslite.recipe import needs_data, notes_of, to_data, to_recipe
 from onnxq.dialects.problems import Problem, refuse
 from onnxq.errors import ModelError, RecipeError
@@ -46,6 +46,17 @@ class MsliteJob:
     data: Folders | None = None
     notes: tuple[str, ...] = ()
     debug_dir: Path | None = None
+
+    @property
+    def wanted(self) -> str:
+        """What the configuration asks for, in its own words."""
+        common, full = self.config.common, self.config.full
+        if common.quant_type is None:
+            return "nothing"
+        if common.quant_type == FULL_QUANT:
+            return f"{FULL_QUANT}, {full.activation_quant_method}, {full.target_device or 'no target_device'}"
+        width = f", {common.bit_num or 'mixed'} bits" if common.quant_type == WEIGHT_QUANT else ""
+        return f"{common.quant_type}{width}"
 
     def quantize(
         self, model: str | os.PathLike[str] | GraphModel, *, threads: int = 0, progress: Progress | None = None
@@ -140,6 +151,11 @@ class Conversion:
         """The model to run."""
         return self.files[0]
 
+    @property
+    def wanted(self) -> str:
+        """What the configuration asks for, in its own words."""
+        return "nothing" if self.job is None else self.job.wanted
+
     def to_dict(self) -> dict[str, object]:
         """Content for JSON."""
         return {
@@ -193,6 +209,7 @@ def convert_model(
     _check_output(model, output)
     shapes = parse_shapes(input_shape) if isinstance(input_shape, str) else dict(input_shape or {})
     job = None if config_file is None else prepare(config_file, layout=options.layout, shapes=shapes or None)
+    _check_debug(job)
     source = fix_shapes(model, shapes) if shapes else model
     notes = [*options.notes(), *(("there is no configFile: nothing is quantized",) if job is None else job.notes)]
     result = None
@@ -236,6 +253,17 @@ def _check_output(model: Path, output: Path) -> None:
                 raise ModelError(
                     f"{path} is {'read' if used == model else f'a weight file of {model}'}; give another output"
                 )
+
+
+def _check_debug(job: MsliteJob | None) -> None:
+    """Refuse a folder for the debug report that cannot be made, before the long work."""
+    if job is None or job.debug_dir is None:
+        return
+    where = job.config.where(COMMON, "debug_info_save_path")
+    if not job.debug_dir.parent.is_dir():
+        raise RecipeError(f"{where}: there is no folder {job.debug_dir.parent}; create it, or leave the line out")
+    if job.debug_dir.exists() and not job.debug_dir.is_dir():
+        raise RecipeError(f"{where}: {job.debug_dir} is a file; name a folder")
 
 
 def _write(source: Path | GraphModel, result: Result | None, output: Path) -> tuple[Path, ...]:
