@@ -168,14 +168,18 @@ class StepGradient:
 
 
 def lsq_plus_gradient(x: Array, upstream: Array, log_step: float, offset: float, spec: QuantSpec) -> StepGradient:
-    """Gradients of `Grid.round` of `step_grid`."""
+    """Gradients of `Grid.round` of `step_grid`: the offset gets what is cut off, unless it has gone as far as codes go.
+
+    Source: Bhalgat et al., "LSQ+", CVPR workshops 2020, equations 3 and 4, by the logarithm of the step.
+    """
     grid = step_grid(log_step, offset, spec)
     above, below, inside, error = _parts(x, grid)
     step, g = float(grid.step), upstream.astype(np.float64)
-    moved = 0.0 if spec.symmetric else float(np.float64(offset) / step)
+    fixed = spec.symmetric or not -spec.bounds[1] <= np.rint(np.float64(offset) / step) <= -spec.bounds[0]
+    moved = 0.0 if fixed else float(np.float64(offset) / step)
     outside = np.where(above, grid.last, grid.first) - moved
     by_step = np.where(inside, error, outside) * step
-    cut = 0.0 if spec.symmetric else float((g * (above | below)).sum())
+    cut = 0.0 if fixed else float((g * (above | below)).sum())
     return StepGradient(g * inside, np.asarray((g * by_step).sum()), cut)
 
 
