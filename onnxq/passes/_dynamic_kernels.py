@@ -41,7 +41,7 @@ class Kernels:
         graph, name, result = self.graph, label(node), node.outputs[0]
         params, indices = self.weights.params(plan), node.inputs[1]
         table = node.inputs[0]
-        shape, rank = graph.shape(result), graph.rank(table) or 0
+        rank = graph.rank(table) or 0
         axis = int(node.attrs.get("axis", 0)) % rank
         codes = self.weights.codes(plan, table)
         trailing = (-1,) + (1,) * (rank - axis - 1)
@@ -51,9 +51,8 @@ class Kernels:
         scale_, zero_ = self.weights.scale(plan, scale), self.weights.zeros(plan, zero)
         if scale.ndim:
             scale_ = self._node("Gather", [scale_, indices], f"{name}_scale", {"axis": 0})
-            zero_ = self._node("Gather", [zero_, indices], f"{name}_zero_point", {"axis": 0}, dtype=zero.dtype)
-        picked = self._node("Gather", [codes, indices], f"{name}_codes", {"axis": axis}, dtype=zero.dtype)
-        graph.set_type(picked, zero.dtype, shape)
+            zero_ = self._node("Gather", [zero_, indices], f"{name}_zero_point", {"axis": 0})
+        picked = self._node("Gather", [codes, indices], f"{name}_codes", {"axis": axis})
         number = self._node("Cast", [picked], f"{name}_numbers", {"to": np.dtype(np.float32)})
         level = self._node("Cast", [zero_], f"{name}_level", {"to": np.dtype(np.float32)})
         centred = self._node("Sub", [number, level], f"{name}_centred")
@@ -135,6 +134,5 @@ class Kernels:
         inputs: list[Tensor],
         name: str,
         attrs: dict[str, object] | None = None,
-        dtype: object = np.float32,
     ) -> Tensor:
-        return self.graph.add_node(op, inputs, name=name, outputs=[name], attrs=attrs, dtype=dtype).outputs[0]
+        return self.graph.add_node(op, inputs, name=name, outputs=[name], attrs=attrs).outputs[0]

@@ -64,7 +64,7 @@ class Products:
         codes = self._codes(other)
         pairs = [(weight.codes, weight.zero_point), (codes.codes, codes.zero_point)]
         (a, a_zero), (b, b_zero) = pairs if left else pairs[::-1]
-        steps.add("MatMulInteger", [a, b, a_zero, *([b_zero] if b_zero is not None else [])], dtype=np.int32)
+        steps.add("MatMulInteger", [a, b, a_zero, *([b_zero] if b_zero is not None else [])])
         scale = self._scale(plan, weight, product)
         self._to_float(steps, [codes.scale, scale])
         if codes.rest is not None and weight.sums is not None:
@@ -78,7 +78,7 @@ class Products:
 
     def _of_variables(self, product: Product, steps: _Steps) -> None:
         left, right = self._codes(product.left), self._codes(product.right)
-        steps.add("MatMulInteger", [left.codes, right.codes, left.zero_point, right.zero_point], dtype=np.int32)
+        steps.add("MatMulInteger", [left.codes, right.codes, left.zero_point, right.zero_point])
         self._to_float(steps, [self._with_alpha(left.scale, product, steps), right.scale])
 
     def _of_centred(self, product: Product, steps: _Steps) -> None:
@@ -127,17 +127,16 @@ class _Steps:
         op: str,
         inputs: Sequence[Tensor],
         *,
-        dtype: type = np.float32,
         attrs: dict[str, object] | None = None,
     ) -> None:
         """Add a link."""
         name = f"{self._name}_{op}"
-        self._node = self._graph.add_node(op, inputs, name=name, outputs=[name], attrs=attrs, dtype=dtype)
+        self._node = self._graph.add_node(op, inputs, name=name, outputs=[name], attrs=attrs)
 
     def aside(self, op: str, inputs: Sequence[Tensor], suffix: str) -> Tensor:
         """Add a node beside the chain."""
         name = f"{self._name}_{suffix}"
-        return self._graph.add_node(op, inputs, name=name, outputs=[name], dtype=np.float32).outputs[0]
+        return self._graph.add_node(op, inputs, name=name, outputs=[name]).outputs[0]
 
     def constant(self, suffix: str, values: NDArray[np.float32] | np.float32) -> Tensor:
         """A constant of this chain."""
