@@ -136,7 +136,7 @@ def test_pact(worker: Worker, positive: bool) -> None:
     np.testing.assert_allclose(found["r.alpha"], [expected.high + at_low], rtol=RTOL)
 
 
-@pytest.mark.parametrize("offset", [-0.531, 0.031], ids=["inside", "as far as codes go"])
+@pytest.mark.parametrize("offset", [-0.531, 0.531], ids=["inside", "as far as codes go"])
 @pytest.mark.parametrize("rate", [1.0, 0.5])
 @pytest.mark.parametrize("spec", [UINT8, UINT4, INT8], ids=["8 bits", "4 bits", "symmetric"])
 def test_lsq_plus(worker: Worker, spec: QuantSpec, rate: float, offset: float) -> None:
