@@ -99,7 +99,8 @@ class Session:
         try:
             return cast("list[Any]", self._session.run(None if names is None else list(names), dict(feed)))
         except _RUNTIME_ERRORS as err:
-            raise DataError(f"{self._source}: ONNX Runtime failed on this feed: {_first_line(err)}") from err
+            shapes = ", ".join(f"{name} {list(np.shape(value))}" for name, value in feed.items())
+            raise DataError(f"{self._source}: ONNX Runtime failed on this feed ({shapes}): {_first_line(err)}") from err
         except (ValueError, RuntimeError) as err:  # a missing input, an unknown output, a type Python cannot feed
             raise DataError(f"{self._source}: {_first_line(err)}") from err
 

@@ -45,7 +45,8 @@ class ImageInput:
         if preprocess is None:
             raise DataError(
                 f"{path}: holds images, but nothing says how they become feeds; give calibration.preprocess in the "
-                "recipe or --image-size, --mean, --std, --layout and --color"
+                "recipe, or --image-size, --mean, --std, --color and others. Many models trained on ImageNet take "
+                "--resize-short-side 256 --mean 0.485,0.456,0.406 --std 0.229,0.224,0.225"
             )
         if not has_layout(info):
             raise DataError(
