@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from onnxq.algos.lsq import TINY, start_of_range
 from onnxq.graph import GraphModel, Tensor
 from onnxq.learned import LearnedRange
-from onnxq.passes._measured import groups_of
+from onnxq.passes._measured import groups_of, is_measured
 from onnxq.passes._training_ops import Chain
 from onnxq.plan import ActivationPlan, Plan
 from onnxq.recipe import PACT, ULQ, LSQPlus
@@ -27,14 +27,17 @@ _NONNEGATIVE = frozenset({"Relu", "Sigmoid", "Softmax"})
 
 def learned_ranges(graph: GraphModel, plan: Plan, ctx: QuantContext) -> tuple[LearnedRange, ...]:
     """Make the parameters of every group of activations; they begin with what calibration has given."""
-    return tuple(_learned(graph, group, members, ctx) for group, members in groups_of(plan).items())
+    return tuple(_learned(graph, plan, group, members, ctx) for group, members in groups_of(plan).items())
 
 
-def _learned(graph: GraphModel, group: str, members: list[ActivationPlan], ctx: QuantContext) -> LearnedRange:
+def _learned(
+    graph: GraphModel, plan: Plan, group: str, members: list[ActivationPlan], ctx: QuantContext
+) -> LearnedRange:
     method: TrainedActivation = members[0].trained or ULQ()
     params, keys = ctx.params[members[0].key], tuple(m.key for m in members)
-    bounds = (max(m.bounds[0] for m in members), min(m.bounds[1] for m in members))
-    positive = all(m.bounds[0] >= 0 or _never_negative(graph, m) for m in members)
+    sources = [m for m in members if is_measured(graph, plan, m)]
+    bounds = (min(m.bounds[0] for m in sources), max(m.bounds[1] for m in sources))
+    positive = all(m.bounds[0] >= 0 or _never_negative(graph, m) for m in sources)
     match method:
         case ULQ():
             fixed = positive if method.fixed_min is None else method.fixed_min
