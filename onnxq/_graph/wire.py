@@ -46,29 +46,33 @@ class _Field(NamedTuple):
     end: int
 
 
-def scan(file: IO[bytes]) -> onnx.ModelProto:
+def scan(file: IO[bytes], *, smallest: int = _BIG) -> onnx.ModelProto:
     """Parse a model; tensors of the main graph with big raw data get an `OFFSET_KEY` entry instead.
+
+    Args:
+        file: The model.
+        smallest: Bytes from which on raw data are big.
 
     Raises:
         MalformedError: If the file is no protobuf message.
         google.protobuf.message.DecodeError: If it is one, but no model.
     """
     with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-        model: onnx.ModelProto = onnx.ModelProto.FromString(b"".join(_strip(data, 0, len(data), _MODEL)))
+        model: onnx.ModelProto = onnx.ModelProto.FromString(b"".join(_strip(data, 0, len(data), _MODEL, smallest)))
         return model
 
 
-def _strip(data: mmap.mmap, start: int, end: int, kind: str) -> Iterator[bytes]:
+def _strip(data: mmap.mmap, start: int, end: int, kind: str, smallest: int) -> Iterator[bytes]:
     """The message in ``data[start:end]`` without big raw data."""
     nested = _NESTED[kind]
     done = start
     for field in _fields(data, start, end):
-        if field.wire_type != _LENGTH or field.end - field.value < _BIG:
+        if field.wire_type != _LENGTH or field.end - field.value < smallest:
             continue
         if kind == _TENSOR and field.number == _RAW_DATA:
             replacement = _offset_entry(field.value, field.end - field.value)
         elif field.number in nested:
-            message = b"".join(_strip(data, field.value, field.end, nested[field.number]))
+            message = b"".join(_strip(data, field.value, field.end, nested[field.number], smallest))
             replacement = _tag(field.number, _LENGTH) + _varint(len(message)) + message
         else:
             continue

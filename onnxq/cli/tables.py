@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from onnxq.dialects.amct.job import AmctJob
-    from onnxq.packing import PackReport
     from onnxq.dialects.mslite.job import Conversion
+    from onnxq.packing import PackReport
     from onnxq.plan import Decision
     from onnxq.qat.overlay import Installation
     from onnxq.report.compare import Comparison
@@ -64,7 +64,8 @@ def percent(value: float | None) -> str:
     return "-" if value is None else f"{100 * value:.2f} %"
 
 
-def _table(*columns: str, right: Iterable[str] = (), title: str | None = None) -> Table:
+def plain_table(*columns: str, right: Iterable[str] = (), title: str | None = None) -> Table:
+    """A table of these columns; those in `right` hold numbers."""
     table = Table(box=SIMPLE_HEAD, title=title, title_justify="left", title_style="bold", padding=(0, 1, 0, 0))
     numbers = set(right)
     for name in columns:
@@ -87,7 +88,7 @@ def _grid(rows: Iterable[tuple[str, str]]) -> Table:
 
 def roles(counts: Mapping[str, int], scheme: str = "static") -> Table:
     """How many nodes have each role."""
-    table = _table("nodes", "count", "", right=["count"])
+    table = plain_table("nodes", "count", "", right=["count"])
     meanings = {**_ROLES, "quantized": _QUANTIZED.get(scheme, _ROLES["quantized"])}
     for role, meaning in meanings.items():
         table.add_row(role, str(counts[role]), Text(meaning, style="dim"))
@@ -100,7 +101,7 @@ def reasons(groups: Sequence[ReasonGroup], *, verbose: bool = False) -> list[Ren
         return []
     if verbose:
         return [nodes([node for group in groups for node in group.nodes], title="Left float")]
-    table = _table("left float", "operators", "because", right=["left float"])
+    table = plain_table("left float", "operators", "because", right=["left float"])
     for group in groups[:MOST_REASONS]:
         table.add_row(str(len(group.nodes)), escape(group.op_types), escape(group.reason))
     if len(groups) <= MOST_REASONS:
@@ -111,7 +112,7 @@ def reasons(groups: Sequence[ReasonGroup], *, verbose: bool = False) -> list[Ren
 
 def nodes(decisions: Sequence[Decision], *, title: str | None = None) -> Table:
     """What becomes of each node."""
-    table = _table("node", "operator", "role", "because", title=title)
+    table = plain_table("node", "operator", "role", "because", title=title)
     for decision in decisions:
         style = "yellow" if decision.role == "float" else ""
         table.add_row(
@@ -132,6 +133,8 @@ def job(done: Done, beside: Sequence[Path] = (), *, verbose: bool = False) -> li
     ]
     if done.job.report is not None:
         rows.append(("report", str(done.job.report)))
+    if done.debug is not None:
+        rows.append(("debug", f"{done.debug.folder}, {len(done.debug.rounds)} rounds"))
     counted = roles(result.plan.counts(), result.recipe.scheme.kind)
     return [_grid(rows), counted, *reasons(done.groups, verbose=verbose)]
 
@@ -203,7 +206,7 @@ def _values(kind: str, values: Sequence[ValueFacts]) -> list[tuple[str, str]]:
 
 def amct_layers(job: AmctJob) -> Table:
     """What a configuration of AMCT's means for each layer."""
-    table = _table("layer", "operator", "activations", "weights", "dmq", title=f"Layers, {job.batch_num} batches")
+    table = plain_table("layer", "operator", "activations", "weights", "dmq", title=f"Layers, {job.batch_num} batches")
     for name, found in job.settings.items():
         op_type = job.layers.quantizable[name].op_type
         if not found.quant_enable:
@@ -243,7 +246,7 @@ def comparison(found: Comparison, *, layers: int | None) -> list[RenderableType]
 
 def _outputs(found: Comparison) -> Table:
     right = ["SQNR", "cosine", "max error", "mean error", "largest value"]
-    table = _table("output", *right, right=right)
+    table = plain_table("output", *right, right=right)
     for output in found.outputs:
         m = output.metrics
         numbers = (f"{m.max_abs:.4g}", f"{m.mean_abs:.4g}", f"{m.peak:.4g}")
@@ -252,7 +255,7 @@ def _outputs(found: Comparison) -> Table:
 
 
 def _accuracy(found: Accuracy) -> Table:
-    table = _table("classes", "float", "quantized", "difference", right=["float", "quantized", "difference"])
+    table = plain_table("classes", "float", "quantized", "difference", right=["float", "quantized", "difference"])
     if found.reference is not None and found.quantized is not None:
         rows = [("top-1", found.reference, found.quantized), ("top-5", found.reference_top5, found.quantized_top5)]
         for name, a, b in rows:
@@ -266,7 +269,7 @@ def _layers(layers: Sequence[LayerError], most: int | None) -> list[RenderableTy
     ranked = sorted(layers, key=lambda layer: layer.metrics.sqnr_db)
     worst = {id(layer) for layer in ranked[:3]}
     shown = layers if most is None else [layer for layer in layers if layer in ranked[:most]]
-    table = _table("layer", "operator", "SQNR", "cosine", "max error", right=["SQNR", "cosine", "max error"])
+    table = plain_table("layer", "operator", "SQNR", "cosine", "max error", right=["SQNR", "cosine", "max error"])
     for layer in shown:
         m = layer.metrics
         numbers = (decibels(m.sqnr_db), f"{m.cosine:.6f}", f"{m.max_abs:.4g}")
@@ -280,7 +283,7 @@ def _layers(layers: Sequence[LayerError], most: int | None) -> list[RenderableTy
 
 
 def _costs(found: Comparison) -> Table:
-    table = _table("cost", "float", "quantized", "ratio", right=["float", "quantized", "ratio"])
+    table = plain_table("cost", "float", "quantized", "ratio", right=["float", "quantized", "ratio"])
     before, after = found.bytes_reference, found.bytes_quantized
     table.add_row("size", size(before), size(after), f"{after / max(1, before):.2f}")
     if found.latency is not None:
@@ -295,7 +298,7 @@ def _costs(found: Comparison) -> Table:
 def demo(rows: Sequence[DemoRow]) -> list[RenderableType]:
     """One line per model, and what stayed float."""
     right = ["float", "int8", "agree", "SQNR", "size", "latency"]
-    table = _table("model", *right, right=right)
+    table = plain_table("model", *right, right=right)
     for row in rows:
         found, classes = row.comparison, row.comparison.accuracy
         table.add_row(
@@ -327,7 +330,7 @@ def packed(report: PackReport, *, most: int | None) -> list[RenderableType]:
         most: How many weights to show; None for all.
     """
     columns = ("bits", "codes", "entropy", "model", "bound", "packed")
-    table = _table("weight", *columns, right=columns)
+    table = plain_table("weight", *columns, right=columns)
     weights = sorted(report.weights, key=lambda w: -w.before)[:most]
     for w in (*weights, report.total()) if report.weights else ():
         figures = (size(w.before), size(round(w.bound)), size(w.after))
