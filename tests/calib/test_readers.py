@@ -245,7 +245,7 @@ def test_image_size_comes_from_the_model_where_the_recipe_leaves_it_open(tmp_pat
 
 def test_images_that_cannot_be_fed(tmp_path: Path) -> None:
     write_images(tmp_path, 1)
-    with pytest.raises(DataError, match=r"give calibration\.preprocess in the recipe or --image-size"):
+    with pytest.raises(DataError, match=r"give calibration\.preprocess in the recipe, or --image-size"):
         open_data(tmp_path, [IMAGE])
     with pytest.raises(DataError, match=r"'x' is float32\[N, 3\]; images need 4 dimensions"):
         open_data(tmp_path, [X], preprocess=ImagePreprocess())
