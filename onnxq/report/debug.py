@@ -105,11 +105,22 @@ def write_debug(
     return DebugFiles(path, summary, tuple(written), params if count else None)
 
 
+def check_folder(folder: Path) -> None:
+    """Refuse a folder that is none and cannot be made one.
+
+    Raises:
+        DataError: If it is a file, or the folder it is to be in does not exist.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise DataError(f"{folder} is a file; name a folder for the debug report")
+    if not folder.parent.is_dir():
+        raise DataError(f"{folder}: there is no folder {folder.parent}; create it first")
+
+
 def _made(folder: Path) -> Path:
+    check_folder(folder)
     try:
         folder.mkdir(exist_ok=True)
-    except FileNotFoundError as err:
-        raise DataError(f"{folder}: there is no folder {folder.parent}; create it first") from err
     except OSError as err:
         raise DataError(f"{folder}: cannot be made a folder: {err.strerror or err}") from err
     return folder

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-_BLOCK = 1 << 17
+_BLOCK = 1 << 16
 _EPS = float(np.finfo(np.float64).eps)
 
 Floats = NDArray[np.floating[Any]]
@@ -77,10 +77,10 @@ def compare_values(origin: Floats | None, dequant: Floats) -> Comparison:
 def _describe(values: Floats, ordered: Floats) -> Distribution:
     n = ordered.size
     mean = float(np.mean(ordered, dtype=np.float64))
-    blocks = (block.astype(np.float64) - mean for block in _blocks(values))
     with np.errstate(over="ignore", invalid="ignore"):
-        squares = sum(float(block @ block) for block in blocks)
-    zeros = np.searchsorted(ordered, 0, "right") - np.searchsorted(ordered, 0, "left")
+        squares = sum(_dot(block, block) for block in (b.astype(np.float64) - mean for b in _blocks(values)))
+    zero = ordered.dtype.type(0)
+    zeros = np.searchsorted(ordered, zero, "right") - np.searchsorted(ordered, zero, "left")
     low, q1, median, q3, high = (float(ordered[k]) for k in (0, n // 4, n // 2, 3 * n // 4, n - 1))
     return Distribution(low, q1, median, q3, high, mean, float(np.sqrt(squares / n)), float(zeros) / n)
 
@@ -99,15 +99,20 @@ def cosine_similarity(a: NDArray[Any], b: NDArray[Any]) -> float:
     with np.errstate(over="ignore", invalid="ignore"):
         for x, y in zip(_blocks(a), _blocks(b), strict=True):
             x64, y64 = x.astype(np.float64), y.astype(np.float64)
-            dot += float(x64 @ y64)
-            first += float(x64 @ x64)
-            second += float(y64 @ y64)
+            dot += _dot(x64, y64)
+            first += _dot(x64, x64)
+            second += _dot(y64, y64)
         if first < _EPS and second < _EPS:
             return 1.0
         if first * second < _EPS:
             return 0.0
         cosine = dot / (float(np.sqrt(first)) * float(np.sqrt(second)))
     return cosine if np.isfinite(cosine) else 0.0
+
+
+def _dot(a: NDArray[np.float64], b: NDArray[np.float64]) -> float:
+    """The sum of products, on this thread: the library behind ``@`` starts its own, which costs more than it gives."""
+    return float(np.einsum("i,i->", a, b))
 
 
 def _blocks(values: NDArray[Any]) -> list[NDArray[Any]]:

@@ -13,14 +13,17 @@ from onnxq.errors import ModelError
 from onnxq.modelio import load_model
 from onnxq.passes._base import Instrument, Pass
 from onnxq.pipeline import Result, quantize
+from onnxq.report.debug import check_folder, write_debug
 from onnxq.report.files import disk_bytes, model_files, write_text
 from onnxq.report.html import quantize_report
 from onnxq.report.reasons import ReasonGroup, group_reasons
 
 if TYPE_CHECKING:
+    from onnxq.calib.readers import DataLike
     from onnxq.context import QuantContext
     from onnxq.graph import GraphModel
     from onnxq.recipe import Recipe
+    from onnxq.report.debug_files import DebugFiles
 
 Progress = Callable[[str, int, int | None], None]
 
@@ -37,15 +40,17 @@ class Job:
         report: HTML report to write; None for none.
         external_data: Whether weights go into a file of their own; None for as the model has them.
         threads: Threads of calibration; 0 for all cores.
+        debug: Folder to write a debug report to; None for none. See `onnxq.write_debug`.
     """
 
     model: Path
     output: Path
-    data: Path | None
+    data: DataLike | None
     recipe: Recipe
     report: Path | None = None
     external_data: bool | None = None
     threads: int = 0
+    debug: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -58,6 +63,7 @@ class Done:
         bytes_before: Size of the float model with its external data.
         bytes_after: Size of what was written.
         seconds: Wall time from opening the model to its last byte written.
+        debug: The debug report; None where none was asked for, or nothing was quantized.
     """
 
     job: Job
@@ -65,6 +71,7 @@ class Done:
     bytes_before: int
     bytes_after: int
     seconds: float
+    debug: DebugFiles | None = None
 
     @cached_property
     def groups(self) -> tuple[ReasonGroup, ...]:
@@ -82,6 +89,7 @@ class Done:
             "model": str(self.job.model),
             "output": str(self.job.output),
             "report": None if self.job.report is None else str(self.job.report),
+            "debug": None if self.debug is None else str(self.debug.folder),
             "target": self.job.recipe.target,
             "bytes_before": self.bytes_before,
             "bytes_after": self.bytes_after,
@@ -114,6 +122,8 @@ def run_job(job: Job, *, progress: Progress = lambda what, done, total: None) ->
     """
     start = time.perf_counter()
     _check_external(job)
+    if job.debug is not None:
+        check_folder(job.debug)
     result = quantize(
         job.model,
         job.data,
@@ -126,7 +136,11 @@ def run_job(job: Job, *, progress: Progress = lambda what, done, total: None) ->
     before = disk_bytes(job.model, result.original)
     result.save(job.output, external_data=job.external_data)
     after = disk_bytes(job.output, load_model(job.output))
-    done = Done(job, result, before, after, time.perf_counter() - start)
+    seconds = time.perf_counter() - start
+    debug = None
+    if job.debug is not None and result.changed:
+        debug = write_debug(result, job.data, job.debug, threads=job.threads, progress=progress)
+    done = Done(job, result, before, after, seconds, debug)
     if job.report is not None:
         write_text(job.report, quantize_report(done))
     return done
