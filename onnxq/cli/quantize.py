@@ -88,6 +88,14 @@ def quantize(
     report: Annotated[
         Path | None, typer.Option(help="Also write an HTML report.", metavar="FILE", show_default=False)
     ] = None,
+    debug_dir: Annotated[
+        Path | None,
+        typer.Option(
+            help="Also describe every tensor of both models in CSV files in this folder, sample by sample.",
+            metavar="DIR",
+            show_default=False,
+        ),
+    ] = None,
     external_data: Annotated[
         bool | None,
         typer.Option(help="Weights in a file of their own, OUT.data.", show_default="as the model has them"),
@@ -123,7 +131,7 @@ def quantize(
         bin_layout=bin_layout,
     ).wanted(model)
     recipe = wanted.recipe
-    job = Job(model, output, data, recipe, report, external_data, threads)
+    job = Job(model, output, data, recipe, report, external_data, threads, debug_dir)
     files = DeployedFiles.beside(output)
     if recipe.target == Target.ASCEND.value:
         also = {f"{path} beside it": path for path in (files.fake_quant, files.fusion, files.record)}
