@@ -34,9 +34,10 @@ def inspect(
     with terminal.messages():
         wanted = options.wanted(model)
         recipe = wanted.recipe
-        result = plan_model(model, recipe=recipe)
+        with wanted.explained():
+            result = plan_model(model, recipe=recipe)
     groups = group_reasons(result.plan.left_float())
-    terminal.show(*tables.facts(found), tables.roles(result.plan.counts()))
+    terminal.show(*tables.facts(found), tables.roles(result.plan.counts(), recipe.scheme.kind))
     if wanted.amct is not None:
         terminal.show(tables.amct_layers(wanted.amct))
     if nodes:

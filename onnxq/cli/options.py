@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
@@ -13,6 +15,7 @@ from onnxq.errors import DataError, RecipeError
 
 if TYPE_CHECKING:
     from onnxq.dialects.amct.job import AmctJob
+    from onnxq.dialects.mslite.job import CalibrationData, MsliteJob
     from onnxq.recipe import ImagePreprocess, Recipe
 
 
@@ -90,7 +93,8 @@ Config = Annotated[
     Path | None,
     typer.Option(
         "--config",
-        help="Recipe in YAML or JSON, or a configuration of AMCT's (quant.cfg, or its JSON).",
+        help="Recipe in YAML or JSON, or a configuration of AMCT's (quant.cfg, or its JSON) or of MindSpore Lite's "
+        "converter (full_quant.cfg).",
         rich_help_panel=_RECIPE,
         metavar="FILE",
         show_default=False,
@@ -225,11 +229,37 @@ class Wanted:
         recipe: The recipe with the options laid over it.
         amct: What a configuration of AMCT's means for the model; None where there is none.
         notes: What is worth knowing about it.
+        mslite: What a configuration of MindSpore Lite's converter means; None where there is none.
     """
 
     recipe: Recipe
     amct: AmctJob | None = None
     notes: tuple[str, ...] = ()
+    mslite: MsliteJob | None = None
+
+    def data(self, path: Path | None) -> CalibrationData | None:
+        """The calibration data: those of the command line, else those that a configuration names.
+
+        Args:
+            path: What the command line says.
+
+        Raises:
+            RecipeError: If a configuration needs data and there are none.
+        """
+        if path is not None or self.mslite is None or self.recipe.calibration.random:
+            return path
+        self.mslite.require_data()
+        return self.mslite.data
+
+    @contextlib.contextmanager
+    def explained(self) -> Iterator[None]:
+        """Turn errors about a recipe that nobody wrote into errors about the configuration it was made of."""
+        from onnxq.recipe import InvalidRecipe
+
+        try:
+            yield
+        except InvalidRecipe as err:
+            raise (err if self.mslite is None else self.mslite.explain(err)) from None
 
 
 @dataclass(frozen=True)
@@ -260,7 +290,7 @@ class RecipeOptions:
         return self._over(Recipe() if self.config is None else Recipe.from_file(self.config))
 
     def wanted(self, model: Path) -> Wanted:
-        """As `recipe`; the file may be a configuration of AMCT's as well, which is read for a model.
+        """As `recipe`; the file may be a configuration of AMCT's or of MindSpore Lite's converter as well.
 
         Raises:
             RecipeError: If the file or the result is not valid, or names what the model does not have.
@@ -268,6 +298,10 @@ class RecipeOptions:
         """
         if self.config is None:
             return Wanted(self.recipe())
+        from onnxq.dialects.mslite.params import is_mslite_config
+
+        if is_mslite_config(self.config):
+            return self._mslite(self.config)
         from onnxq.dialects.amct.job import is_amct_config, load_config
 
         if not is_amct_config(self.config):
@@ -281,6 +315,15 @@ class RecipeOptions:
             recipe = recipe.replace(calibration=recipe.calibration.replace(samples=samples))
             notes += _told_samples(job.batch_num, samples)
         return Wanted(recipe, job, notes)
+
+    def _mslite(self, config: Path) -> Wanted:
+        from onnxq.dialects.mslite.job import prepare
+
+        job = prepare(config)
+        recipe = self._over(job.require_recipe())
+        given = self.has_data or self.random is not None
+        job = job.without_data() if given else job.reading(recipe.calibration)
+        return Wanted(recipe, None, job.notes, job)
 
     def _over(self, base: Recipe) -> Recipe:
         if self.has_data and self.random is not None:

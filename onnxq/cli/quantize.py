@@ -131,12 +131,12 @@ def quantize(
         bin_layout=bin_layout,
     ).wanted(model)
     recipe = wanted.recipe
-    job = Job(model, output, data, recipe, report, external_data, threads, debug_dir)
+    job = Job(model, output, wanted.data(data), recipe, report, external_data, threads, debug_dir)
     files = DeployedFiles.beside(output)
     if recipe.target == Target.ASCEND.value:
         also = {f"{path} beside it": path for path in (files.fake_quant, files.fusion, files.record)}
         check_outputs({"-o": output, **also}, {"MODEL": model, "--data": data, "--config": config})
-    with terminal.messages(), terminal.progress() as progress:
+    with wanted.explained(), terminal.messages(), terminal.progress() as progress:
         done = run_job(job, progress=progress)
         beside = (files.fake_quant, *write_companions(done.result, output)) if done.result.twin is not None else ()
     terminal.notes(wanted.notes)

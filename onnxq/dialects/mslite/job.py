@@ -19,7 +19,7 @@ from onnxq.dialects.mslite.recipe import needs_data, notes_of, to_data, to_recip
 from onnxq.dialects.problems import Problem, refuse
 from onnxq.errors import ModelError, RecipeError
 from onnxq.pipeline import Result, quantize
-from onnxq.recipe import InvalidRecipe, Recipe
+from onnxq.recipe import CalibrationConfig, InvalidRecipe, Recipe
 from onnxq.report.debug import write_debug
 from onnxq.report.debug_files import DebugFiles
 from onnxq.report.files import disk_bytes, model_files
@@ -27,6 +27,8 @@ from onnxq.shapes import fix_shapes
 
 Progress = Callable[[str, int, int | None], None]
 SUFFIX = ".onnx"
+CalibrationData = Path | Folders
+"""A path, or one folder for each input."""
 
 
 @dataclass(frozen=True)
@@ -58,6 +60,45 @@ class MsliteJob:
         width = f", {common.bit_num or 'mixed'} bits" if common.quant_type == WEIGHT_QUANT else ""
         return f"{common.quant_type}{width}"
 
+    def reading(self, wanted: CalibrationConfig) -> MsliteJob:
+        """The same with data read as a recipe says that was made of this one's and changed.
+
+        Args:
+            wanted: How data are read.
+        """
+        if self.data is None:
+            return self
+        samples = wanted.samples or self.data.samples
+        layouts = wanted.bin_layout or self.data.layouts
+        return replace(self, data=replace(self.data, preprocess=wanted.preprocess, layouts=layouts, samples=samples))
+
+    def without_data(self) -> MsliteJob:
+        """The same for data from elsewhere."""
+        if not self.config.data.calibrate_path:
+            return self
+        note = "calibrate_path is not read: there are other data"
+        return replace(self, data=None, notes=(*self.notes, note))
+
+    def require_recipe(self) -> Recipe:
+        """The recipe.
+
+        Raises:
+            RecipeError: If nothing is to be quantized.
+        """
+        if self.recipe is None:
+            raise RecipeError(f"{self.config.source}: has no quant_type in [{COMMON}]; nothing can be quantized")
+        return self.recipe
+
+    def require_data(self) -> None:
+        """See to it that there are data where there must be some.
+
+        Raises:
+            RecipeError: If there are none.
+        """
+        if self.data is None and self.config.common.quant_type == FULL_QUANT:
+            where = self.config.where(DATA, "calibrate_path")
+            raise RecipeError(f"{where}: is missing; {FULL_QUANT} needs calibration data, such as input:/data/images")
+
     def quantize(
         self, model: str | os.PathLike[str] | GraphModel, *, threads: int = 0, progress: Progress | None = None
     ) -> Result:
@@ -72,13 +113,10 @@ class MsliteJob:
             RecipeError: If nothing is to be quantized, or the configuration names nodes that the model does not have.
             OnnxqError: If the model or the data cannot be used.
         """
-        if self.recipe is None:
-            raise RecipeError(f"{self.config.source}: has no quant_type in [{COMMON}]; nothing can be quantized")
-        if self.data is None and self.config.common.quant_type == FULL_QUANT:
-            where = self.config.where(DATA, "calibrate_path")
-            raise RecipeError(f"{where}: is missing; {FULL_QUANT} needs calibration data, such as input:/data/images")
+        recipe = self.require_recipe()
+        self.require_data()
         try:
-            return quantize(model, self.data, recipe=self.recipe, threads=threads, progress=progress)
+            return quantize(model, self.data, recipe=recipe, threads=threads, progress=progress)
         except InvalidRecipe as err:
             raise self.explain(err) from None
 
