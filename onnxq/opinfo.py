@@ -15,7 +15,7 @@ Kind = Literal["linear", "arithmetic", "unary", "join", "passive", "clamp", "loo
 
 * ``linear``: a sum of products; its weight has scales of its own.
 * ``arithmetic``: element by element on several inputs (Add, Mul).
-* ``unary``: one input, an output with a range of its own (Sigmoid, AveragePool).
+* ``unary``: an output with a range of its own (Sigmoid, AveragePool), or none (ArgMax).
 * ``join``: several inputs become one (Concat).
 * ``passive``: moves or picks values: input and output can share one scale (Reshape, MaxPool).
 * ``clamp``: cuts values off (Relu, Clip): saturation of codes can do it.
@@ -32,7 +32,7 @@ class OpInfo:
         inputs: Indexes of the inputs that hold data; None for all.
         weight: Index of the input that is a weight where it is constant.
         bias: Index of the bias.
-        outputs: How many outputs hold data; None for all.
+        outputs: How many outputs hold data; None for all, 0 where the result is an index.
     """
 
     kind: Kind
@@ -55,8 +55,14 @@ def _table() -> dict[str, OpInfo]:
         "Clip": OpInfo("clamp"),
     }
     table |= {op: OpInfo("arithmetic", (0, 1)) for op in ("Add", "Mul", "Sub", "Div")}
-    unary = "AveragePool GlobalAveragePool Sigmoid Softmax LeakyRelu HardSigmoid HardSwish Tanh PRelu Elu ReduceMean"
+    table |= {op: OpInfo("arithmetic", None) for op in ("Max", "Min")}
+    unary = (
+        "AveragePool GlobalAveragePool Sigmoid Softmax LeakyRelu HardSigmoid HardSwish Tanh Elu ReduceMean ReduceSum "
+        "Abs Ceil Floor Round Exp Sqrt Neg BatchNormalization InstanceNormalization"
+    )
     table |= {op: OpInfo("unary") for op in unary.split()}
+    table["PRelu"] = OpInfo("unary", (0, 1))
+    table |= {op: OpInfo("unary", outputs=0) for op in ("ArgMax", "ArgMin")}
     passive = (
         "Reshape Flatten Squeeze Unsqueeze Transpose Slice MaxPool Resize Pad Identity Expand Tile "
         "DepthToSpace SpaceToDepth GatherElements GatherND ReduceMax ReduceMin Dropout GlobalMaxPool"

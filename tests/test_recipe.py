@@ -77,7 +77,7 @@ RULE = st.one_of(
 RECIPE = st.fixed_dictionaries(
     {},
     optional={
-        "target": st.sampled_from(["ort", "tensorrt", "qnn", "ascend"]),
+        "target": st.sampled_from(["ort", "tensorrt", "qnn", "ascend", "kirin"]),
         "activations": ACTIVATIONS,
         "weights": WEIGHTS,
         "rules": st.lists(RULE, max_size=3),

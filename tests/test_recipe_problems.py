@@ -30,7 +30,7 @@ def test_all_problems_are_told_with_path_value_and_hint() -> None:
             "refine": ["bias_corection", {"samples": 1}, {"kind": "weight_rounding", "method": "gptqq"}],
         }
     ) == [
-        "target: found 'tensort'; must be 'ort', 'tensorrt', 'qnn' or 'ascend'; did you mean 'tensorrt'?",
+        "target: found 'tensort'; must be 'ort', 'tensorrt', 'qnn', 'ascend' or 'kirin'; did you mean 'tensorrt'?",
         "activations.bits: found 99; must be less than or equal to 16",
         "activations.method.percentile: found 0.999; must be greater than 50",
         "activations.method.foo: unknown key (its value is 1); known keys: name, percentile",
@@ -64,7 +64,7 @@ def test_all_problems_are_told_with_path_value_and_hint() -> None:
             {"activations": {"method": "klx"}},
             (
                 "activations.method: found 'klx'; must be one of 'minmax', 'percentile', "
-                "'kl', 'mse', 'output_mse', 'ifmr', 'hfmg'; did you mean 'kl'?"
+                "'kl', 'mse', 'output_mse', 'ifmr', 'hfmg', 'removal_outlier'; did you mean 'kl'?"
             ),
         ),
         (
@@ -185,7 +185,7 @@ def test_a_recipe_does_not_change() -> None:
         (
             "r.yaml",
             "target: tensort",
-            ("target: found 'tensort'; must be 'ort', 'tensorrt', 'qnn' or 'ascend'; did you mean 'tensorrt'?"),
+            ("target: found 'tensort'; must be 'ort', 'tensorrt', 'qnn', 'ascend' or 'kirin'; did you mean 'tensorrt'?"),
         ),
     ],
 )

@@ -108,7 +108,7 @@ def _with_tensors(graph: GraphModel, node: Node, info: OpInfo, settings: Setting
         if not graph.is_float32(tensor):
             return _why_not_float32(graph, tensor)
     results = tuple(t for t in (node.outputs if info.outputs is None else node.outputs[: info.outputs]) if t.name)
-    if not results:
+    if not results and info.outputs != 0:
         return "nothing reads its output"
     data = tuple(i for i in indexes if not graph.is_constant(node.inputs[i]))
     constants = tuple(i for i in indexes if i not in data)
