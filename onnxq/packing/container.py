@@ -35,7 +35,7 @@ BLOCK = 1 << 20
 _FIXED = struct.Struct("<8sIQ")
 _DIGEST = 32
 _MOST_HEADER = 1 << 28
-_XZ_LIMIT = 1 << 26
+_XZ_LIMIT = 1 << 23
 """Bytes of the rest up to which xz is used; it packs better and takes ten times as long as zlib."""
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from math import prod
 
 import numpy as np
 from numpy.typing import NDArray
@@ -87,43 +86,36 @@ class Decoder:
             whole = self._cut(self._joined(pieces))
         zero = np.asarray(self._codes.zero_point, np.int64) - self._codes.low
         if zero.any():
-            whole = self._node("Sub", [whole, self._numbers("zero_point", zero)], shape)
-        whole = self._node("Mul", [whole, self._numbers("scale", self._codes.scale * self._codes.variance)], shape)
-        return self._with_mean(whole)
+            whole = self._node("Sub", [whole, self._numbers("zero_point", zero)])
+        return self._scaled("Mul", [whole, self._numbers("scale", self._codes.scale * self._codes.variance)])
 
     def _joined(self, pieces: tuple[packing.Stored, ...]) -> Tensor:
         """All pieces of every code, put together; float32, shape (1, count)."""
         bits, widths = self._codes.bits, packing.piece_widths(self._codes.bits)
         rows = [self._row(f"{self._base}_packed{w}", p, w) for p, w in zip(pieces, widths, strict=True)]
-        count = packing.padded_count(self._values.size, bits)
-        table = self._node("Concat", rows, (len(rows), count), np.uint8, attrs={"axis": 0})
+        table = self._cast(self._node("Concat", rows, {"axis": 0}))
         factors = [1 << (bits - sum(widths[: i + 1])) for i in range(len(widths))]
-        powers = self._shared.get(f"pieces_of_{bits}_bits", np.array([factors], np.float32))
-        return self._node("MatMul", [powers, self._cast(table)], (1, count))
+        return self._node("MatMul", [self._shared.get(f"powers_{bits}", np.array([factors], np.float32)), table])
 
     def _row(self, name: str, piece: packing.Stored, width: int) -> Tensor:
         """One piece of every code; uint8, shape (1, count)."""
         stored = self._graph.add_constant(name, piece)
         if width == 8:
             return stored
-        rows, columns = 8 // width, piece.shape[1]
-        amounts = self._shared.get(f"shifts_for_{width}_bits", packing.left_shifts(width))
-        down = self._shared.get(f"shift_to_{width}_bits", np.array(8 - width, np.uint8))
-        spread = self._node("BitShift", [stored, amounts], (rows, columns), np.uint8, attrs={"direction": "LEFT"})
-        spread = self._node("BitShift", [spread, down], (rows, columns), np.uint8, attrs={"direction": "RIGHT"})
-        row = self._shared.get("one_row", [1, -1])
-        return self._node("Reshape", [spread, row], (1, rows * columns), np.uint8)
+        left = self._shared.get(f"left_{width}", packing.left_shifts(width))
+        right = self._shared.get(f"right_{width}", np.array(8 - width, np.uint8))
+        spread = self._node("BitShift", [stored, left], {"direction": "LEFT"})
+        spread = self._node("BitShift", [spread, right], {"direction": "RIGHT"})
+        return self._node("Reshape", [spread, self._shared.get("row", [1, -1])])
 
     def _cut(self, row: Tensor) -> Tensor:
         """A row in the shape of the weight, without what fills up the last bytes."""
-        graph, shape, dtype = self._graph, self._values.shape, self._graph.dtype(row)
-        count = prod(shape)
-        if (graph.shape(row) or ())[-1] != count:
-            start, axis = self._shared.get("zero_columns", [0]), self._shared.get("columns", [1])
-            ends = [start, self._shared.get(f"{count}_columns", [count]), axis]
-            row = self._node("Slice", [row, *ends], (1, count), dtype)
-        wanted = self._shared.get("shape_" + "x".join(map(str, shape)), list(shape))
-        return self._node("Reshape", [row, wanted], shape, dtype)
+        count = self._values.size
+        if packing.padded_count(count, self._codes.bits) != count:
+            bounds = [self._shared.get(f"number_{k}", [k]) for k in (0, count, 1)]
+            row = self._node("Slice", [row, *bounds])
+        shape = self._values.shape
+        return self._node("Reshape", [row, self._shared.get("shape_" + "x".join(map(str, shape)), list(shape))])
 
     # ---- native
 
@@ -142,8 +134,7 @@ class Decoder:
             self._graph.add_constant(f"{self._base}_scale", codes.scale * codes.variance),
             self._graph.add_constant(f"{self._base}_zero_point", codes.zero_point + np.int32(shift), qtype=qtype),
         ]
-        attrs = {} if codes.axis is None else {"axis": codes.axis}
-        return self._with_mean(self._node("DequantizeLinear", constants, self._values.shape, attrs=attrs))
+        return self._scaled("DequantizeLinear", constants, {} if codes.axis is None else {"axis": codes.axis})
 
     def _container(self) -> QType | None:
         """The narrowest signed type whose upper end holds all codes and zero points, moved to its lower end."""
@@ -156,10 +147,15 @@ class Decoder:
 
     # ---- both
 
-    def _with_mean(self, whole: Tensor) -> Tensor:
-        if not self._codes.mean.any():
-            return whole
-        return self._node("Add", [whole, self._numbers("mean", self._codes.mean)], self._values.shape)
+    def _scaled(self, op: str, inputs: Sequence[Tensor], attrs: Mapping[str, object] | None = None) -> Tensor:
+        """The weight: what `op` gives, and the mean where there is one."""
+        if self._codes.mean.any():
+            op, inputs, attrs = "Add", [self._node(op, inputs, attrs), self._numbers("mean", self._codes.mean)], None
+        node = self._graph.add_node(
+            op, inputs, name=f"{self._base}_decode", outputs=[f"{self._base}_decoded"], attrs=attrs,
+            dtype=np.float32, shape=self._values.shape,
+        )  # fmt: skip
+        return node.outputs[0]
 
     def _numbers(self, label: str, numbers: NDArray[np.generic]) -> Tensor:
         """Numbers of the channels, float32, in a shape that broadcasts, stored in the shortest type that has them."""
@@ -168,19 +164,11 @@ class Decoder:
         return constant if stored.dtype == np.float32 else self._cast(constant)
 
     def _cast(self, tensor: Tensor) -> Tensor:
-        return self._node("Cast", [tensor], self._graph.shape(tensor) or (), attrs={"to": np.float32})
+        return self._node("Cast", [tensor], {"to": np.float32})
 
-    def _node(
-        self,
-        op: str,
-        inputs: Sequence[Tensor],
-        shape: Sequence[int | str | None],
-        dtype: object = np.float32,
-        *,
-        attrs: Mapping[str, object] | None = None,
-    ) -> Tensor:
-        name = f"{self._base}_{op.lower()}"
-        return self._graph.add_node(op, inputs, name=name, attrs=attrs, dtype=dtype, shape=shape).outputs[0]
+    def _node(self, op: str, inputs: Sequence[Tensor], attrs: Mapping[str, object] | None = None) -> Tensor:
+        """A step of the decoder: with a short name and no type, as there are many of them and they add to the file."""
+        return self._graph.add_node(op, inputs, name="decode", outputs=["decoded"], attrs=attrs).outputs[0]
 
 
 def _shortest(numbers: NDArray[np.generic]) -> NDArray[np.generic]:
