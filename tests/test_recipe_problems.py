@@ -185,7 +185,7 @@ def test_a_recipe_does_not_change() -> None:
         (
             "r.yaml",
             "target: tensort",
-            ("target: found 'tensort'; must be 'ort', 'tensorrt', 'qnn', 'ascend' or 'kirin'; did you mean 'tensorrt'?"),
+            "target: found 'tensort'; must be 'ort', 'tensorrt', 'qnn', 'ascend' or 'kirin'; did you mean 'tensorrt'?",
         ),
     ],
 )
