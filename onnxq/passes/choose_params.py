@@ -5,23 +5,18 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-import numpy as np
-from numpy.typing import NDArray
-
 from onnxq.algos import activation as activation_methods
 from onnxq.algos import weight as weight_methods
 from onnxq.algos.affine import fp16_scale, params_from_range
-from onnxq.algos.bias_correct import quantize_bias
-from onnxq.algos.weight.pair_sums import largest_pair_sums, safe_scale
 from onnxq.errors import CalibrationError, GraphError
-from onnxq.graph import GraphModel, Node
+from onnxq.graph import GraphModel
 from onnxq.passes._base import Fact, Pass, PassReport
-from onnxq.passes._linear import optional_input
+from onnxq.passes._fitting import fit_bias, with_safe_pairs
 from onnxq.passes._measured import groups_of, merged_stats
 from onnxq.passes._weights import weight_value
 from onnxq.plan import ActivationPlan, Plan, WeightPlan
 from onnxq.recipe import ActivationMSE, OutputMSE
-from onnxq.spec import PerBlock, QuantParams
+from onnxq.spec import QuantParams
 from onnxq.stats import TensorStats
 
 if TYPE_CHECKING:
@@ -60,9 +55,9 @@ class ChooseParams(Pass):
             if weight.key not in params:
                 params[weight.key] = _weight(graph, weight)
             if ctx.target.safe_pairs:  # what are neighbours depends on the node, also where a weight is shared
-                params[weight.key] = _with_safe_pairs(graph, weight, params[weight.key])
+                params[weight.key] = with_safe_pairs(graph, weight, params[weight.key])
         for weight in plan.weights:
-            notes += _fit_bias(graph, weight, params)
+            notes += fit_bias(graph, weight, params)
         ctx.params = params
         return PassReport(notes=tuple(notes))
 
@@ -99,54 +94,3 @@ def _weight(graph: GraphModel, plan: WeightPlan) -> QuantParams:
         return weight_methods.find_params(weight_value(graph, plan), plan.spec, method)
     except CalibrationError as err:
         raise GraphError(f"weight {plan.tensor!r} of node {plan.node!r}: {err}; mend it, or skip the node") from err
-
-
-def _with_safe_pairs(graph: GraphModel, plan: WeightPlan, params: QuantParams) -> QuantParams:
-    """Scales with which no CPU saturates the sum of two products."""
-    spec = plan.spec
-    if not (plan.input and spec.bits == 8 and spec.qtype.signed and spec.symmetric):
-        return params
-    if isinstance(spec.granularity, PerBlock):
-        return params
-    rows = _sums(graph.node(plan.node), plan.index, weight_value(graph, plan))
-    if rows is None:
-        return params
-    matrix, outputs_first = rows
-    scale = safe_scale(params.scale, largest_pair_sums(matrix, outputs_first=outputs_first))
-    return QuantParams(spec, scale, params.zero_point)
-
-
-def _sums(node: Node, index: int, weight: NDArray[np.float32]) -> tuple[NDArray[np.float32], bool] | None:
-    """The weight as a matrix, one sum of products per row (or per column, then False), in the order it is added.
-
-    A convolution adds the channels of one kernel position after the other; a depthwise one has no
-    neighbours, ConvTranspose has no integer kernel, and a weight on the left takes the part of the activations.
-    """
-    if node.op == "Conv":
-        depthwise = weight.shape[1] == 1 and weight.shape[0] == int(node.attrs.get("group", 1))
-        return None if depthwise else (np.moveaxis(weight, 1, -1).reshape(weight.shape[0], -1), True)
-    if index != 1 or node.op not in ("Gemm", "MatMul"):
-        return None
-    if weight.ndim == 1:
-        return weight.reshape(-1, 1), False
-    if weight.ndim > 2:
-        return np.moveaxis(weight, -1, -2).reshape(-1, weight.shape[-2]), True
-    return weight, bool(node.attrs.get("transB", 0))
-
-
-def _fit_bias(graph: GraphModel, plan: WeightPlan, params: dict[str, QuantParams]) -> list[str]:
-    """Let the weight's scale grow where the bias needs it."""
-    tensor = optional_input(graph.node(plan.node), 2)
-    if not plan.bias or tensor is None:
-        return []
-    bias = np.asarray(graph.value(tensor)).reshape(-1)
-    old = params[plan.key]
-    try:
-        fitted = quantize_bias(bias, float(params[plan.input_key].scale), old.scale)
-    except CalibrationError as err:
-        raise GraphError(f"bias {tensor.name!r} of node {plan.node!r}: {err}") from err
-    if not fitted.enlarged.any():
-        return []
-    params[plan.key] = QuantParams(old.spec, fitted.w_scale, old.zero_point)
-    count = int(fitted.enlarged.sum())
-    return [f"{plan.node}: {count} weight scales enlarged so that the int32 bias does not overflow"]

@@ -66,6 +66,7 @@ class InsertQdq(Pass):
     def verify(self, graph: GraphModel, ctx: QuantContext) -> None:
         """Raise `GraphError` if a planned activation has no QuantizeLinear."""
         done = {n.inputs[0].name for n in graph.nodes("QuantizeLinear")}
+        done |= {n.inputs[0].name for n in graph.nodes("Clip")}  # to fewer codes than the type has
         done |= {n.outputs[0].name for n in graph.nodes("DequantizeLinear")}  # where the name had to stay behind it
         for activation in (ctx.plan or Plan()).activations.values():
             if activation.tensor not in done:
@@ -178,7 +179,21 @@ class _Writer:
         self._pair(floats, plan, tensor)
 
     def _pair(self, tensor: Tensor, plan: ActivationPlan, result: Tensor | None = None) -> Tensor:
-        return self._convert(plan.key, tensor, self._shared(plan, self._params[plan.key]), result)
+        params = self._params[plan.key]
+        if params.spec.bits < params.spec.qtype.bits:
+            tensor = self._limited(plan.key, tensor, params)
+        return self._convert(plan.key, tensor, self._shared(plan, params), result)
+
+    def _limited(self, name: str, tensor: Tensor, params: QuantParams) -> Tensor:
+        """The values that have codes: QuantizeLinear saturates only where its type ends."""
+        limits = [
+            self._graph.add_constant(f"{name}_{end}", np.asarray(value, np.float32))
+            for end, value in (("low", params.low), ("high", params.high))
+        ]
+        return self._graph.add_node(
+            "Clip", [tensor, *limits], name=f"{name}_limit", outputs=[f"{name}_limited"], dtype=np.float32,
+            shape=self._graph.shape(tensor),
+        ).outputs[0]  # fmt: skip
 
     def _convert(self, name: str, tensor: Tensor, numbers: Sequence[Tensor], result: Tensor | None = None) -> Tensor:
         """QuantizeLinear and DequantizeLinear behind `tensor`, called after `name`."""

@@ -192,3 +192,14 @@ def test_a_model_that_nothing_can_be_quantized_of_comes_back_byte_for_byte(tmp_p
     assert not result.changed
     assert len(result.plan.left_float()) == 2
     assert result.save(tmp_path / "out.onnx").read_bytes() == path.read_bytes()
+
+
+def test_narrow_codes_saturate_where_they_end() -> None:
+    recipe = {"activations": {"bits": 4, "method": {"name": "percentile", "percentile": 90.0}}}
+    text = "g (float[N,4] x) => (float[N,4] y) { y = MatMul(x, W) }"
+    model = onnxq.quantize(build(text, W=normal(4, 4)), {"x": normal(64, 4)}, recipe=recipe).model
+    model.graph.output.append(onnx.helper.make_tensor_value_info("x_quantized", onnx.TensorProto.UINT8, None))
+    codes = run(model, {"x": normal(64, 4, scale=9.0)})["x_quantized"]
+    assert set(np.unique(codes)) <= set(range(16))
+    assert codes.min() == 0
+    assert codes.max() == 15
