@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
@@ -251,15 +250,14 @@ class Wanted:
         self.mslite.require_data()
         return self.mslite.data
 
-    @contextlib.contextmanager
-    def explained(self) -> Iterator[None]:
-        """Turn errors about a recipe that nobody wrote into errors about the configuration it was made of."""
-        from onnxq.recipe import InvalidRecipe
+    @property
+    def debug_dir(self) -> Path | None:
+        """Folder of the debug report that a configuration asks for."""
+        return None if self.mslite is None else self.mslite.debug_dir
 
-        try:
-            yield
-        except InvalidRecipe as err:
-            raise (err if self.mslite is None else self.mslite.explain(err)) from None
+    def explained(self) -> contextlib.AbstractContextManager[None]:
+        """Tells errors about a recipe or data that nobody wrote as errors about the configuration they come from."""
+        return contextlib.nullcontext() if self.mslite is None else self.mslite.explained()
 
 
 @dataclass(frozen=True)

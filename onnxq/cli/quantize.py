@@ -131,7 +131,7 @@ def quantize(
         bin_layout=bin_layout,
     ).wanted(model)
     recipe = wanted.recipe
-    job = Job(model, output, wanted.data(data), recipe, report, external_data, threads, debug_dir)
+    job = Job(model, output, wanted.data(data), recipe, report, external_data, threads, debug_dir or wanted.debug_dir)
     files = DeployedFiles.beside(output)
     if recipe.target == Target.ASCEND.value:
         also = {f"{path} beside it": path for path in (files.fake_quant, files.fusion, files.record)}

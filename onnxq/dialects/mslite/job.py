@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -17,10 +18,10 @@ from onnxq.dialects.mslite.flags import Flags, parse_shapes
 from onnxq.dialects.mslite.params import COMMON, DATA, FULL_QUANT, WEIGHT_QUANT, MsliteConfig, load_config
 from onnxq.dialects.mslite.recipe import needs_data, notes_of, to_data, to_recipe
 from onnxq.dialects.problems import Problem, refuse
-from onnxq.errors import ModelError, RecipeError
+from onnxq.errors import DataError, ModelError, RecipeError
 from onnxq.pipeline import Result, quantize
 from onnxq.recipe import CalibrationConfig, InvalidRecipe, Recipe
-from onnxq.report.debug import write_debug
+from onnxq.report.debug import check_folder, write_debug
 from onnxq.report.debug_files import DebugFiles
 from onnxq.report.files import disk_bytes, model_files
 from onnxq.shapes import fix_shapes
@@ -115,13 +116,27 @@ class MsliteJob:
         """
         recipe = self.require_recipe()
         self.require_data()
-        try:
+        with self.explained():
             return quantize(model, self.data, recipe=recipe, threads=threads, progress=progress)
-        except InvalidRecipe as err:
-            raise self.explain(err) from None
 
-    def explain(self, err: InvalidRecipe) -> RecipeError:
-        """What is wrong with the recipe, in terms of the configuration: nodes that the model does not have."""
+    @contextlib.contextmanager
+    def explained(self) -> Iterator[None]:
+        """Tells errors about the recipe or the data as errors about the configuration they come from.
+
+        Raises:
+            RecipeError: If the configuration names nodes that the model does not have.
+            DataError: If the data that it names do not fit.
+        """
+        try:
+            yield
+        except InvalidRecipe as err:
+            raise self._explain(err) from None
+        except DataError as err:
+            if self.data is None:
+                raise
+            raise DataError(f"{self.config.where(DATA, 'calibrate_path')}: {err}") from err
+
+    def _explain(self, err: InvalidRecipe) -> RecipeError:
         line = self.config.lines.get((COMMON, "skip_quant_node"), 0)
         problems = []
         for problem in err.problems:
@@ -297,11 +312,10 @@ def _check_debug(job: MsliteJob | None) -> None:
     """Refuse a folder for the debug report that cannot be made, before the long work."""
     if job is None or job.debug_dir is None:
         return
-    where = job.config.where(COMMON, "debug_info_save_path")
-    if not job.debug_dir.parent.is_dir():
-        raise RecipeError(f"{where}: there is no folder {job.debug_dir.parent}; create it, or leave the line out")
-    if job.debug_dir.exists() and not job.debug_dir.is_dir():
-        raise RecipeError(f"{where}: {job.debug_dir} is a file; name a folder")
+    try:
+        check_folder(job.debug_dir)
+    except DataError as err:
+        raise RecipeError(f"{job.config.where(COMMON, 'debug_info_save_path')}: {err}") from err
 
 
 def _write(source: Path | GraphModel, result: Result | None, output: Path) -> tuple[Path, ...]:
