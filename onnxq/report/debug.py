@@ -37,6 +37,7 @@ from onnxq.report.debug_params import param_rows
 from onnxq.report.debug_reading import read_quantized
 from onnxq.report.debug_rows import find_places
 from onnxq.report.debug_run import Runs
+from onnxq.report.debug_standins import find_stand_ins
 from onnxq.report.files import atomic_text
 
 if TYPE_CHECKING:
@@ -82,7 +83,8 @@ def write_debug(
     path = _made(Path(folder))
     feeds, total = _feeds(result, original, data, _limit(result, rounds))
     reading = read_quantized(result.twin or result.graph)
-    layout = find_places(original, reading)
+    stand_ins = find_stand_ins(original, reading, result) if result.prepared is not None else {}
+    layout = find_places(original, reading, stand_ins)
     runs = Runs(original, reading, layout.measures, threads=threads)
     summary = path / SUMMARY
     with contextlib.suppress(FileNotFoundError):

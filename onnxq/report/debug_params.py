@@ -14,6 +14,7 @@ from onnxq.plan import WeightPlan
 from onnxq.report.debug_files import number
 from onnxq.report.debug_reading import Reading
 from onnxq.report.debug_rows import Layout, Place
+from onnxq.report.debug_standins import block_codes
 
 if TYPE_CHECKING:
     from onnxq.result import Result
@@ -72,6 +73,9 @@ class _Finder:
         return None if tensor is None else self._written(tensor) or self._planned(place)
 
     def _of_weight(self, plan: WeightPlan) -> _Numbers | None:
+        blocks = block_codes(self.graph, plan)
+        if blocks is not None:
+            return _plain(blocks.scale, blocks.zero_points().astype(np.int32), blocks.bits)
         codes = self.result.weight_codes.get(plan.key)
         if codes is not None:
             flat = (v.reshape(-1) for v in (codes.scale, codes.variance, codes.mean))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -24,10 +24,12 @@ class Source:
     Attributes:
         names: The tensor itself; or codes, their scale and their zero point.
         factor: What the values are multiplied with, in a shape that broadcasts; None for 1.
+        make: Computes a constant; None where `names` are tensors of the quantized model.
     """
 
     names: tuple[str, ...]
     factor: NDArray[np.float32] | None = field(default=None, compare=False)
+    make: Callable[[], NDArray[Any]] | None = field(default=None, compare=False)
 
     def values(self, arrays: Sequence[NDArray[Any]]) -> NDArray[Any]:
         """The values, from what `names` hold."""
@@ -149,7 +151,7 @@ class Constants:
 
 def decoded(constants: Constants, source: Source) -> NDArray[Any]:
     """The values of a source that is constant."""
-    return source.values([constants.value(name) for name in source.names])
+    return source.make() if source.make is not None else source.values([constants.value(n) for n in source.names])
 
 
 def fetched(source: Source, found: Mapping[str, NDArray[Any]]) -> NDArray[Any]:

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from onnxq.graph import GraphModel, Node, Tensor
 from onnxq.report.debug_reading import Reading, Source
+from onnxq.report.debug_standins import StandIn
 from onnxq.report.pairs import after_rounding
 
 
@@ -68,17 +69,16 @@ class Layout:
         return tuple(dict.fromkeys([*(p.measure for p in self.places), *self.outputs.values()]))
 
 
-def find_places(original: GraphModel, reading: Reading) -> Layout:
+def find_places(original: GraphModel, reading: Reading, stand_ins: Mapping[int, StandIn] | None = None) -> Layout:
     """Match the tensors of two models.
 
     Args:
         original: The float model.
         reading: What became of it, as it runs here.
+        stand_ins: Nodes of the float model to show in the place of nodes of the quantized one, by their identities.
     """
     finder = _Finder(original, reading, original.tensors())
-    places = tuple(
-        place for node in reading.graph.nodes() if id(node) not in reading.hidden for place in finder.of_node(node)
-    )
+    places = tuple(finder.places(stand_ins or {}))
     known = finder.known
     outputs = {
         t.name: Measure(t.name, Source((t.name,)), constant=False)
@@ -93,6 +93,24 @@ class _Finder:
     original: GraphModel
     reading: Reading
     known: Mapping[str, Tensor]
+
+    def places(self, stand_ins: Mapping[int, StandIn]) -> Iterator[Place]:
+        """The places of all nodes that are shown."""
+        for node in self.reading.graph.nodes():
+            if id(node) in stand_ins:
+                yield from self.of_stand_in(stand_ins[id(node)])
+            elif id(node) not in self.reading.hidden:
+                yield from self.of_node(node)
+
+    def of_stand_in(self, stand_in: StandIn) -> Iterator[Place]:
+        """The places of a node of the float model."""
+        node = stand_in.node
+        for output, tensors in ((False, node.inputs), (True, node.outputs)):
+            for index, tensor in enumerate(tensors):
+                source = stand_in.sources.get((output, index))
+                if source is not None and is_float(tensor, self.original):
+                    measure = Measure(str(tensor.name), source, not output and index in stand_in.constants)
+                    yield Place(str(node.name), str(node.op), index, output, str(tensor.name), measure)
 
     def of_node(self, node: Node) -> Iterator[Place]:
         """The places of a node: its inputs, then its outputs."""

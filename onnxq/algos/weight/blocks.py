@@ -35,9 +35,13 @@ class BlockCodes:
         """The matrix, shape (N, K)."""
         outputs, blocks = self.scale.shape
         codes = _unpacked(self.codes.reshape(outputs, -1), self.bits).reshape(outputs, blocks, self.size)
-        zero = _unpacked(self.zero_point, self.bits)[:, :blocks]
+        zero = self.zero_points()
         steps = codes.astype(np.float32) - zero[..., None].astype(np.float32)
         return (steps * self.scale[..., None]).reshape(outputs, -1)[:, : self.inputs]
+
+    def zero_points(self) -> NDArray[np.uint8]:
+        """The zero points one by one, shape (N, blocks)."""
+        return _unpacked(self.zero_point, self.bits)[:, : self.scale.shape[1]]
 
 
 def encode_blocks(matrix: NDArray[np.floating], bits: int, size: int) -> BlockCodes:
