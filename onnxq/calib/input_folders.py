@@ -159,7 +159,7 @@ def raw_format(
         shape: Its shape, where more is known than the model says.
         exact: See `RawFormat`.
     """
-    if layout is None or not has_layout(info):
+    if layout is None or not has_layout(info):  # a layout for all inputs is about those of 4 dimensions
         return RawFormat(info, shape, exact=exact), ""
     model = layout_of(info, told)
     note = ""
@@ -221,10 +221,15 @@ class _FoldersSource:
 
 
 def _layout_for(setting: Layout | Mapping[str, Layout] | None, info: InputInfo) -> Layout | None:
-    """What is said about one input; what is said for all counts for inputs of 4 dimensions."""
+    """What is said about one input, or about all of 4 dimensions.
+
+    Raises:
+        DataError: If something is said about an input that does not have 4 dimensions.
+    """
     if setting is None or isinstance(setting, str):
-        return setting if has_layout(info) else None
-    return setting.get(info.name)
+        return setting
+    told = setting.get(info.name)
+    return told if told is None else layout_of(info, told).layout
 
 
 def _listed(path: Path, wanted: FileKind) -> tuple[str, tuple[Path, ...]]:

@@ -145,6 +145,9 @@ def test_a_layout_for_all_leaves_other_ranks_alone(tmp_path: Path) -> None:
     (feed,) = folders_reader(folders, [FIRST, VECTOR], layouts="NHWC", model_layouts="NCHW")
     np.testing.assert_array_equal(feed["first"], x.transpose(0, 3, 1, 2))
     np.testing.assert_array_equal(feed["vector"], np.zeros((1, 4)))
+    for setting in ("layouts", "model_layouts"):
+        with pytest.raises(DataError, match=r"input 'vector' is float32\[N, 4\]; a layout is about 4 dimensions"):
+            folders_reader(folders, [FIRST, VECTOR], **{setting: {"vector": "NHWC"}})
 
 
 def test_shapes_of_free_dimensions_can_be_said(tmp_path: Path) -> None:

@@ -61,7 +61,8 @@ def test_prefetching_closes_a_generator_it_leaves_early() -> None:
         finally:
             closed.append(True)
 
-    items = prefetch(source(), 2)
+    generator = source()  # kept, so that it is not closed for being dropped
+    items = prefetch(generator, 2)
     assert next(items) == 0
     items.close()
     assert closed == [True]
