@@ -18,8 +18,10 @@ __all__ = [
     "Overlay",
     "cache_dir",
     "damage",
+    "environment_note",
     "find_overlay",
     "folder_of",
+    "python_of",
     "sha256",
     "side_python",
     "write_manifest",
@@ -99,14 +101,27 @@ def _interpreter_of(path: Path, own: Interpreter, tag: str) -> Path | None:
     if tag == own.tag:
         return own.path
     # One that was made for another Python has an environment of its own.
-    side = side_python(path)
-    return side if own.wheel is None and side.exists() else None
+    return side_python(path) if own.wheel is None else None
 
 
-def side_python(path: Path) -> Path:
-    """The interpreter of the environment beside an overlay."""
-    folder = path.with_name(f"{path.name}-python")
-    return folder / "Scripts" / "python.exe" if sys.platform == "win32" else folder / "bin" / "python"
+def side_python(path: Path) -> Path | None:
+    """The interpreter of the environment that was made for an overlay; None if there is none."""
+    try:
+        name = environment_note(path).read_text(encoding="utf-8").strip()
+    except OSError:
+        return None
+    python = python_of(path.parent / Path(name).name)
+    return python if python.exists() else None
+
+
+def environment_note(path: Path) -> Path:
+    """The file that names the folder of an overlay's environment; environments themselves cannot be moved."""
+    return path.with_name(f"{path.name}-python.txt")
+
+
+def python_of(environment: Path) -> Path:
+    """The interpreter of an environment."""
+    return environment / ("Scripts/python.exe" if sys.platform == "win32" else "bin/python")
 
 
 def write_manifest(folder: Path, wheel: Wheel) -> None:

@@ -82,6 +82,15 @@ def _loaded(model: bytes) -> onnx.ModelProto:
             f"export or convert it to opset {runtime.NEWEST_OPSET} or older"
         )
     proto.ir_version = min(proto.ir_version, runtime.NEWEST_IR)
+    taken = {name for node in proto.graph.node for name in node.output}
+    for node in proto.graph.node:
+        # Its gradient is computed from its second output.
+        if node.op_type == "SoftmaxCrossEntropyLoss" and (len(node.output) < 2 or not node.output[1]):
+            name = f"{node.output[0]}.log_prob"
+            while name in taken:
+                name += "_"
+            taken.add(name)
+            node.output[:] = [node.output[0], name]
     return proto
 
 

@@ -19,7 +19,7 @@ from onnxq.qat.protocol import Channel, Message, encode
 
 _SCRIPT = Path(__file__).with_name("_worker.py")
 _PIPE_BYTES = 1 << 20
-_TAIL_LINES = 15
+_TAIL_LINES = 40
 _TAIL_BYTES = 1 << 14
 _GRACE = 5.0
 
@@ -49,8 +49,6 @@ class WorkerProcess:
     """
 
     def __init__(self, runtime: Runtime, *, log: Path | None = None, timeout: float = 3600.0) -> None:
-        self._timeout = timeout
-        self._keep_log = log is not None
         self.log = log or _temporary_log()
         command = [os.fspath(runtime.python), os.fspath(_SCRIPT), os.fspath(runtime.path), str(os.getpid())]
         with self.log.open("ab") as errors:
@@ -59,7 +57,8 @@ class WorkerProcess:
             )
         source, sink = cast("FileIO", self._process.stdout), cast("FileIO", self._process.stdin)
         _widen(source, sink)
-        self._end = weakref.finalize(self, _end, self._process, None if self._keep_log else self.log)
+        self._end = weakref.finalize(self, _end, self._process, self.log if log is None else None)
+        self._watch = _Watch(self._process, self.log, timeout)
         self._channel = Channel(source, sink, self._watch)
         self.hello = self._guarded("start", None)
 
@@ -115,34 +114,47 @@ class WorkerProcess:
             raise self._died(what)
         return answer
 
-    def _watch(self, waited: float) -> None:
-        # An answer may still be in the pipe of a process that ended; the next read tells.
-        if self._process.poll() is not None and waited > 1:
-            raise EOFError
-        if waited >= self._timeout:
-            raise TrainingError(
-                f"the training worker (process {self.pid}) has not answered for {waited:.0f} s and was ended; "
-                f"its log ends with:\n{self._tail()}"
-            )
-
     def _died(self, what: str) -> TrainingError:
         with contextlib.suppress(subprocess.TimeoutExpired):
             self._process.wait(_GRACE)
         code = self._process.returncode
-        tail = self._tail()
+        tail = _tail(self.log)
         self.kill()
         return TrainingError(
             f"the training worker (process {self.pid}) ended during {what!r}: {_reason(code)}; "
             f"its log ends with:\n{tail}"
         )
 
-    def _tail(self) -> str:
-        with contextlib.suppress(OSError), self.log.open("rb") as file:
-            file.seek(max(0, self.log.stat().st_size - _TAIL_BYTES))
-            lines = deque(file.read().decode(errors="replace").splitlines(), _TAIL_LINES)
-            if lines:
-                return "\n".join(f"  {line}" for line in lines)
-        return "  (nothing)"
+
+class _Watch:
+    """Looks after the worker while an answer is waited for."""
+
+    def __init__(self, process: subprocess.Popen[bytes], log: Path, timeout: float) -> None:
+        self._process = process
+        self._log = log
+        self._timeout = timeout
+        self._dead = False
+
+    def __call__(self, waited: float) -> None:
+        # Another process may hold the pipe open, so that its end does not come. What a dead one had written before
+        # may still be in it, and is found before the next call.
+        if self._dead:
+            raise EOFError
+        self._dead = self._process.poll() is not None
+        if waited >= self._timeout:
+            raise TrainingError(
+                f"the training worker (process {self._process.pid}) has not answered for {waited:.0f} s and was ended; "
+                f"its log ends with:\n{_tail(self._log)}"
+            )
+
+
+def _tail(log: Path) -> str:
+    with contextlib.suppress(OSError), log.open("rb") as file:
+        file.seek(max(0, log.stat().st_size - _TAIL_BYTES))
+        lines = deque(file.read().decode(errors="replace").splitlines(), _TAIL_LINES)
+        if lines:
+            return "\n".join(f"  {line}" for line in lines)
+    return "  (nothing)"
 
 
 def _temporary_log() -> Path:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 import platform
 import secrets
@@ -265,6 +264,7 @@ def _properties(state: Any) -> dict[str, int | float | str]:  # noqa: ANN401 - o
         if isinstance(value, float) and isinstance(words, str):
             exact = float.fromhex(words)
             # Another program may have changed the number and not the words.
-            if math.isclose(value, exact, rel_tol=1e-6):
-                found[name] = exact
+            with np.errstate(over="ignore"):
+                if np.float32(exact) == np.float32(value):
+                    found[name] = exact
     return {name: value for name, value in found.items() if not name.endswith(_EXACT)}

@@ -234,33 +234,37 @@ def _worker_python(interpreter: Interpreter, folder: Path, told: Progress) -> Pa
     if interpreter.is_running:
         return interpreter.path
     python = store.side_python(folder)
-    home = python.parents[1]
-    if _imports(python):
+    if python is not None and _imports(python):
         return python
     told(f"make an environment with {interpreter.path.name}", 0, _STEPS)
-    with _scratch(folder.parent) as scratch:
-        if home.exists():
-            home.rename(scratch / "old")
-        # An environment cannot be moved, so it is made in place; one that is not complete is made again.
-        _make_environment(interpreter.path, home)
-    if not _imports(python):
-        raise TrainingError(f"the environment {home} lacks numpy or onnx; remove it and run 'onnxq qat setup' again")
+    home = folder.with_name(f"{folder.name}-python-{secrets.token_hex(4)}")
+    try:
+        python = _make_environment(interpreter.path, home)
+        if not _imports(python):
+            raise TrainingError(f"an environment made with {interpreter.path} cannot import numpy and onnx")
+        note = store.environment_note(folder)
+        draft = home / note.name
+        draft.write_text(home.name, encoding="utf-8")
+        draft.replace(note)
+    except BaseException:
+        shutil.rmtree(home, ignore_errors=True)
+        raise
     return python
 
 
-def _make_environment(python: Path, home: Path) -> None:
-    own = store.side_python(home.with_name(home.name.removesuffix("-python")))
-    uv = shutil.which("uv")
-    if uv:
-        _run([uv, "venv", "--quiet", "--seed", "--python", str(python), str(home)], f"make the environment {home}")
-        _run([uv, "pip", "install", "--quiet", "--python", str(own), *_SIDE_PACKAGES], f"install into {home}")
-        return
-    _run([str(python), "-m", "venv", str(home)], f"make the environment {home}")
-    _run([str(own), "-m", "pip", "install", "--quiet", *_SIDE_PACKAGES], f"install into {home}")
+def _make_environment(base: Path, home: Path) -> Path:
+    """An environment with what the worker imports, by uv or else by venv and pip."""
+    what, python = f"make an environment in {home.parent}", store.python_of(home)
+    home.parent.mkdir(parents=True, exist_ok=True)
+    if uv := shutil.which("uv"):
+        _run([uv, "venv", "--quiet", "--seed", "--python", str(base), str(home)], what)
+        _run([uv, "pip", "install", "--quiet", "--python", str(python), *_SIDE_PACKAGES], what)
+    else:
+        _run([str(base), "-m", "venv", str(home)], what)
+        _run([str(python), "-m", "pip", "install", "--quiet", *_SIDE_PACKAGES], what)
+    return python
 
 
 def _imports(python: Path) -> bool:
-    if not python.exists():
-        return False
     line = "import numpy, onnx, flatbuffers, packaging"
     return subprocess.run([python, "-c", line], capture_output=True, check=False).returncode == 0

@@ -29,7 +29,7 @@ _PREFIX = struct.Struct("<4sIQ")
 _MOST_HEADER = 1 << 28
 _JOIN_BELOW = 1 << 16
 _KINDS = "biuf"
-_INTERVAL = 1.0
+_INTERVAL = 0.5
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class Channel:
     Args:
         source: What is read from.
         sink: What is written to.
-        waiting: Called about once a second while the other side does not move, with the seconds waited for
+        waiting: Called twice a second while the other side does not move, with the seconds waited for
             this message; raises to give up. Without it, and on Windows, waiting ends with the other process only.
     """
 
