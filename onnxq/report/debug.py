@@ -21,6 +21,7 @@ from onnxq.calib.readers import DataLike
 from onnxq.errors import DataError, GraphError
 from onnxq.passes._inputs import inputs_of
 from onnxq.pipeline import reader_for
+from onnxq.report.debug_ascend import read_fake_quant
 from onnxq.report.debug_files import (
     PARAM_COLUMNS,
     PARAMS,
@@ -83,6 +84,8 @@ def write_debug(
     path = _made(Path(folder))
     feeds, total = _feeds(result, original, data, _limit(result, rounds))
     reading = read_quantized(result.twin or result.graph)
+    if result.twin is not None:
+        read_fake_quant(reading, original, result)
     stand_ins = find_stand_ins(original, reading, result) if result.prepared is not None else {}
     layout = find_places(original, reading, stand_ins)
     runs = Runs(original, reading, layout.measures, threads=threads)
