@@ -1,3 +1,4 @@
+import inspect
 import json
 
 import pytest
@@ -16,8 +17,11 @@ def installed():
         pytest.skip(str(err))
 
 
+SEPARATE = {"mix_stderr": False} if "mix_stderr" in inspect.signature(CliRunner).parameters else {}
+
+
 def run(*args, code=0):
-    done = CliRunner().invoke(app, ["qat", *map(str, args)])
+    done = CliRunner(**SEPARATE).invoke(app, ["qat", *map(str, args)])
     assert done.exit_code == code, done.output
     return done
 

@@ -26,5 +26,5 @@ def test_one_that_trains_wrongly(overlay, monkeypatch):
 
 def test_an_empty_overlay(overlay, tmp_path):
     """It finds stock onnxruntime then, which cannot train, or none at all."""
-    with pytest.raises(TrainingError, match="ended during 'start'|holds onnxruntime"):
+    with pytest.raises(TrainingError, match=r"ended during 'start'|holds onnxruntime"):
         verify(replace(overlay, path=tmp_path))
