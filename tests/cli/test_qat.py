@@ -5,16 +5,12 @@ import pytest
 from typer.testing import CliRunner
 
 from onnxq.cli.app import app
-from onnxq.errors import TrainingError
-from onnxq.qat.overlay import find_overlay
+from tests.qat.runtime import training_runtime
 
 
 @pytest.fixture
 def installed():
-    try:
-        return find_overlay()
-    except TrainingError as err:
-        pytest.skip(str(err))
+    return training_runtime()
 
 
 SEPARATE = {"mix_stderr": False} if "mix_stderr" in inspect.signature(CliRunner).parameters else {}
