@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, cast, runtime_checkable
 
@@ -267,12 +268,12 @@ def as_reader(
     """Make a reader of anything that can be one.
 
     Args:
-        data: A path (see `open_data`), `Folders`, a reader, onnxruntime's CalibrationDataReader, arrays by input name
-            or the array of the only input (axis 0 the samples), an iterable of feeds, or a function that
-            returns one.
+        data: A path (see `open_data`), a folder by input name, `Folders`, a reader, onnxruntime's
+            CalibrationDataReader, arrays by input name or the array of the only input (axis 0 the samples),
+            an iterable of feeds, or a function that returns one.
         inputs: The model's inputs.
-        preprocess: How images become feeds.
-        layout: Layout of the numbers in .bin files of 4 dimensions; None: as the model has it.
+        preprocess: How images become feeds, where `Folders` do not say it.
+        layout: Layout of the numbers in .bin files of 4 dimensions, likewise; None: as the model has it.
         samples: Use only the first so many samples.
 
     Raises:
@@ -280,7 +281,10 @@ def as_reader(
     """
     if isinstance(data, (str, Path)):
         return open_data(data, inputs, preprocess=preprocess, layout=layout, samples=samples)
+    if isinstance(data, Mapping) and data and all(isinstance(value, (str, Path)) for value in data.values()):
+        data = Folders(data)
     if isinstance(data, Folders):
+        data = replace(data, preprocess=data.preprocess or preprocess, layouts=data.layouts or layout)
         return CheckedReader(data.source(inputs), inputs, samples=samples, ahead=True)
     if isinstance(data, CheckedReader) and samples is None:
         return data

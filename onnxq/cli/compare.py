@@ -96,7 +96,8 @@ def compare(
     images = ImageOptions(
         image_size, resize_short_side, crop, scale, mean, std, layout, color, interpolation, normalize
     )
-    reading = RecipeOptions(config=config, images=images, bin_layout=bin_layout).recipe().calibration
+    wanted = RecipeOptions(config=config, images=images, bin_layout=bin_layout, has_data=True).wanted(reference)
+    reading = wanted.recipe.calibration
     options = Options(
         data, labels, samples, batch_size, reading.preprocess, layers, latency, threads, reading.bin_layout
     )

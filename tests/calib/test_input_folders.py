@@ -215,6 +215,28 @@ def test_a_path_can_name_folders_by_input(tmp_path: Path) -> None:
             for name, array in wanted.items():
                 np.testing.assert_array_equal(feed[name], array)
     assert len(list(open_data(tmp_path, inputs, preprocess=MINDSPORE, samples=1))) == 1
+    mapping = as_reader({"vector": str(b), "first": a}, inputs, preprocess=MINDSPORE, layout="NHWC", samples=1)
+    (feed,) = mapping
+    np.testing.assert_array_equal(feed["vector"], expected[0]["vector"])
+
+
+def test_what_folders_leave_open_comes_from_the_recipe(tmp_path: Path) -> None:
+    a = images(tmp_path / "a", ["0.png"])
+    b = buffers(tmp_path / "b", {"0.bin": np.arange(144, dtype=np.float32).reshape(1, 6, 8, 3)})
+    inputs, folders = [FIRST, LAST], Folders({"first": a, "last": b})
+    other = MINDSPORE.replace(color="RGB")
+    (feed,) = as_reader(folders, inputs, preprocess=other, layout="NCHW")
+    np.testing.assert_array_equal(feed["first"], preprocess_file(a / "0.png", other))
+    np.testing.assert_array_equal(feed["last"].transpose(0, 3, 1, 2).ravel(), np.arange(144))
+    said = Folders({"first": a, "last": b}, preprocess=MINDSPORE, layouts="NHWC")
+    (feed,) = as_reader(said, inputs, preprocess=other, layout="NCHW")
+    np.testing.assert_array_equal(feed["first"], preprocess_file(a / "0.png", MINDSPORE))
+    np.testing.assert_array_equal(feed["last"].ravel(), np.arange(144))
+
+
+def test_a_path_needs_a_folder_for_each_input(tmp_path: Path) -> None:
+    a, b = images(tmp_path / "first", ["0.png"]), vectors(tmp_path / "vector", 1)
+    inputs = [FIRST, VECTOR]
     with pytest.raises(DataError, match="there is no folder for input 'vector'"):
         open_data(f"first:{a}", inputs, preprocess=MINDSPORE)
     with pytest.raises(DataError, match=r"the model has 2 inputs .* or a folder for each: input:folder"):

@@ -223,6 +223,23 @@ def test_one_folder_per_input(here):
     assert "'image' 4, 'code' 3" in fails("quantize", "two.onnx", "-o", "q.onnx", *images)
 
 
+def test_data_are_compared_on_as_a_configuration_of_the_converter_says(here):
+    two_inputs(here)
+    Path("full.cfg").write_text(
+        "[common_quant_param]\nquant_type=FULL_QUANT\n[data_preprocess_param]\ncalibrate_path=image:img,code:vec\n"
+        "calibrate_size=4\ninput_type=IMAGE\nimage_to_format=RGB\nresize_method=CUBIC\nresize_width=9\n"
+        "resize_height=10\ncenter_crop_width=8\ncenter_crop_height=8\n"
+        "normalize_mean=[1.0,2.0,3.0]\nnormalize_std=[64,64,64]\n"
+    )
+    by_hand = ("--data", "image:img,code:vec", "--interpolation", "cubic", "--image-size", "10x9", "--crop", 8)
+    by_hand += ("--normalize", "before_resize", "--scale", 1, "--mean", "1,2,3", "--std", 64)
+    document("quantize", "two.onnx", "-o", "q.onnx", *by_hand)
+    compare = ("compare", "two.onnx", "q.onnx", "--no-latency", "--data", "image:img,code:vec")
+    found = document(*compare, "--config", "full.cfg")["outputs"]
+    assert found == document(*compare, *by_hand[2:])["outputs"]
+    assert found != document(*compare, "--config", "full.cfg", "--normalize", "after_crop")["outputs"]
+
+
 def test_bin_files_in_another_layout_give_the_same_model(here):
     x = normal(5, 3, 8, 8)
     for folder, order in (("first", (0, 1, 2, 3)), ("last", (0, 2, 3, 1))):
