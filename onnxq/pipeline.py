@@ -46,6 +46,7 @@ from onnxq.passes.search_steps import SearchSteps
 from onnxq.passes.select_dynamic import SelectDynamic
 from onnxq.passes.select_layers import SelectLayers
 from onnxq.passes.select_weights import SelectWeights
+from onnxq.passes.separate_norms import SeparateNorms
 from onnxq.passes.spread_channels import SpreadChannels
 from onnxq.passes.stamp import Stamp
 from onnxq.passes.sweep import Sweep
@@ -87,7 +88,8 @@ def build(
         passes = weight_only(recipe, target, recipe.scheme)
         return PassManager(passes[: _planned(passes)] if plan_only else passes, tuple(instruments))
     if isinstance(recipe.scheme, Dynamic):
-        passes = [*preparation(recipe, target, select=False), SelectDynamic(), InsertDynamic(), Sweep(), Stamp()]
+        passes = [*preparation(recipe, target, select=False), SelectDynamic()]
+        passes += [SeparateNorms(), InsertDynamic(), Sweep(), Stamp()]
         return PassManager(passes[: _planned(passes)] if plan_only else passes, tuple(instruments))
     passes = preparation(recipe, target)
     if not plan_only:

@@ -48,7 +48,7 @@ class Kernels:
         scale = params.scale.reshape(trailing) if params.scale.ndim else params.scale
         zero = params.zero_point.reshape(scale.shape).astype(graph.dtype(codes))
         graph.remove_node(node)
-        scale_, zero_ = self.weights.scale(plan, scale), self.weights.zeros(plan, zero)
+        scale_, zero_ = self.weights.scale(plan, scale), self.weights.zeros(zero)
         if scale.ndim:
             scale_ = self._node("Gather", [scale_, indices], f"{name}_scale", {"axis": 0})
             zero_ = self._node("Gather", [zero_, indices], f"{name}_zero_point", {"axis": 0})
@@ -87,7 +87,7 @@ class Kernels:
         dtype = np.int8 if params.spec.qtype.signed else np.uint8
         return [
             self.weights.scale(plan, np.ascontiguousarray(scale)),
-            self.weights.zeros(plan, np.ascontiguousarray(zero).astype(dtype)),
+            self.weights.zeros(np.ascontiguousarray(zero).astype(dtype)),
         ]
 
     def decoded(self, node: Node, plans: list[WeightPlan]) -> None:
@@ -120,7 +120,7 @@ class Kernels:
         source = activations.codes(node.inputs[0])
         weight = self.weights.codes(plan, node.inputs[1])
         scale = self.weights.scale(plan, params.scale)
-        zero = self.weights.zeros(plan, params.zero_point.astype(graph.dtype(weight)))
+        zero = self.weights.zeros(params.zero_point.astype(graph.dtype(weight)))
         inputs = [source.codes, weight, node.inputs[2], source.scale, scale]
         inputs += [optional_input(node, 3), source.zero_point, zero]
         attrs = {k: v for k, v in node.attrs.items() if k in _ATTENTION_ATTRIBUTES}

@@ -92,7 +92,7 @@ class Weights:
         self._graph = graph
         self._params = params
         self._codes: dict[tuple[str, bool, bool], Tensor] = {}
-        self._zeros: dict[tuple[str, int], Tensor] = {}
+        self._zeros: dict[str, Tensor] = {}
         self._scales: dict[str, Tensor] = {}
 
     def params(self, plan: WeightPlan) -> QuantParams:
@@ -137,23 +137,15 @@ class Weights:
             self._scales[key] = constant
         return self._scales[key]
 
-    def zeros(self, plan: WeightPlan, values: NDArray[np.integer]) -> Tensor:
-        """The zero points of a weight as a constant.
+    def zeros(self, values: NDArray[np.integer]) -> Tensor:
+        """Zero points as a constant, one for all that are equal.
 
         Args:
-            plan: The plan.
             values: Any shape, the type of the codes.
         """
-        key = f"{plan.key} zero {values.shape}"
-        if key not in self._scales:
-            self._scales[key] = self._graph.add_constant(f"{plan.key}_zero_point", values)
-        return self._scales[key]
-
-    def zero_point(self, value: int, dtype: type) -> Tensor:
-        """A scalar zero point."""
-        key = (np.dtype(dtype).name, value)
+        key = f"{values.dtype} {values.shape} {values.tobytes().hex()}"
         if key not in self._zeros:
-            self._zeros[key] = self._graph.add_constant(f"zero_point_{value}", np.array(value, dtype))
+            self._zeros[key] = self._graph.add_constant("zero_point", values)
         return self._zeros[key]
 
     def factor(self, plan: WeightPlan, source: Tensor, *, transpose: bool, vector: bool, sums: bool) -> CodedWeight:
@@ -170,7 +162,7 @@ class Weights:
         left = plan.index == 0
         codes = self.codes(plan, source, transpose=transpose, unsigned=left)
         unsigned = left or not params.spec.qtype.signed
-        zero_point = self.zero_point(_MIDDLE, np.uint8) if unsigned else None
+        zero_point = self.zeros(np.array(_MIDDLE, np.uint8)) if unsigned else None
         scale = params.scale
         if left and not vector and scale.ndim:
             scale = scale.reshape(-1, 1)
