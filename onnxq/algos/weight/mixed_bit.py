@@ -87,9 +87,8 @@ class _Weight:
             raise CalibrationError("the weight holds NaN or infinity; repair or leave out this layer")
         self.count = weight.size
         self.mean = total / self.count
-        squares = (
-            float(np.square(part - self.mean, dtype=np.float64).sum()) for _, part in pieces(weight, PerTensor())
-        )
+        gaps = (np.subtract(part, self.mean, dtype=np.float64) for _, part in pieces(weight, PerTensor()))
+        squares = (float(np.square(gap).sum()) for gap in gaps)
         self.variance = 0.0 if self.low == self.high else sum(squares) / self.count
         self.power = self.variance + self.mean * self.mean
 
