@@ -38,6 +38,7 @@ __all__ = [
 Progress = Callable[[str, int, int | None], None]
 _SIDE_PACKAGES = ("numpy>=1.26", "onnx>=1.20", "flatbuffers", "packaging")
 _STEPS = 4
+_ATTEMPTS = 100
 
 
 @dataclass(frozen=True)
@@ -213,17 +214,22 @@ def _unpack(file: Path, wheel: Wheel, folder: Path) -> Path:
 
 def _put(unpacked: Path, folder: Path, *, replace: bool) -> None:
     """Move what was unpacked to its place; one that another process put there is as good."""
-    old = unpacked.with_name(f"old-{secrets.token_hex(4)}")
-    if replace:
-        with contextlib.suppress(FileNotFoundError):
-            folder.rename(old)
-    try:
-        unpacked.rename(folder)
-    except OSError as err:
-        if not folder.exists() or store.damage(folder, thorough=True):
-            raise TrainingError(
-                f"cannot move the training runtime to {folder}: {err.strerror or err}; remove that folder and try again"
-            ) from err
+    problem: OSError | None = None
+    for _ in range(_ATTEMPTS):
+        if replace:
+            # Another process may have done so, or may do so to what is put there.
+            with contextlib.suppress(FileNotFoundError):
+                folder.rename(unpacked.with_name(f"old-{secrets.token_hex(4)}"))
+        try:
+            unpacked.rename(folder)
+        except OSError as err:
+            problem = err
+        else:
+            return
+        if folder.exists() and not store.damage(folder, thorough=True):
+            return
+    reason = "" if problem is None else f": {problem.strerror or problem}"
+    raise TrainingError(f"cannot move the training runtime to {folder}{reason}; remove that folder and try again")
 
 
 # ---- another Python ----------------------------------------------------------------------------

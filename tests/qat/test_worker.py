@@ -126,6 +126,18 @@ def test_steps_in_one_message_equal_single_steps(worker, artifacts):
         np.testing.assert_array_equal(value, weights[name])
 
 
+def test_after_a_step_gradients_start_anew(worker, artifacts):
+    one, two = batches(2)
+    worker.open(artifacts)
+    worker.train_step(one, 0.0)
+    worker.accumulate(two)
+    found = worker.gradients()
+    worker.open(artifacts)
+    worker.accumulate(two)
+    for name, value in worker.gradients().items():
+        np.testing.assert_array_equal(found[name], value)
+
+
 def test_the_mean_of_the_halves_gradients_is_the_whole_batchs(worker, artifacts):
     """What data-parallel training is made of."""
     whole = batches(1)[0]
@@ -207,9 +219,13 @@ def test_running_statistics_are_updated_and_used(worker, tmp_path):
     found = worker.parameters()
     np.testing.assert_allclose(found["mean"], x.mean((0, 2, 3)), rtol=1e-3)
     np.testing.assert_allclose(found["var"], x.var((0, 2, 3)), rtol=1e-2)
-    normal = (x - found["mean"][:, None, None]) / np.sqrt(found["var"][:, None, None] + 1e-5)
+    other = 0.5 * x + 1
+    normal = (other - found["mean"][:, None, None]) / np.sqrt(found["var"][:, None, None] + 1e-5)
     y = normal * np.float32([1, 2])[:, None, None] + np.float32([0, 1])[:, None, None]
-    assert float(worker.evaluate({"x": x})["loss"]) == pytest.approx(float((y**2).mean()), rel=1e-4)
+    gradients = worker.gradients()
+    assert float(worker.evaluate({"x": other})["loss"]) == pytest.approx(float((y**2).mean()), rel=1e-4)
+    np.testing.assert_array_equal(worker.parameters()["mean"], found["mean"])
+    np.testing.assert_array_equal(worker.gradients()["gamma"], gradients["gamma"])
 
 
 def test_gradients_by_inputs_and_with_other_values(worker):
