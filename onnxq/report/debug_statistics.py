@@ -76,8 +76,8 @@ def compare_values(origin: Floats | None, dequant: Floats) -> Comparison:
 
 def _describe(values: Floats, ordered: Floats) -> Distribution:
     n = ordered.size
-    mean = float(np.mean(ordered, dtype=np.float64))
     with np.errstate(over="ignore", invalid="ignore"):
+        mean = float(np.mean(ordered, dtype=np.float64))
         squares = sum(_dot(block, block) for block in (b.astype(np.float64) - mean for b in _blocks(values)))
     zero = ordered.dtype.type(0)
     zeros = np.searchsorted(ordered, zero, "right") - np.searchsorted(ordered, zero, "left")
