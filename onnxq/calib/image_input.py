@@ -56,7 +56,11 @@ class ImageInput:
         decided = layout_of(info, told)
         note = ""
         if told is None and not (decided.sure and decided.layout == "NCHW"):
-            note = f"input {info.name!r} ({info}) is taken as {decided.layout}: {decided.reason}"
+            other = "NCHW" if decided.layout == "NHWC" else "NHWC"
+            note = (
+                f"input {info.name!r} ({info}) is taken as {decided.layout}: {decided.reason}; "
+                f"say layout {other} where that is wrong"
+            )
         return ImageInput(info, _sized(preprocess.replace(layout=decided.layout), info), note)
 
     def load(self, path: Path) -> Array:

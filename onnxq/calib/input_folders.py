@@ -167,7 +167,7 @@ def raw_format(
         note = (
             f"input {info.name!r}: .bin files hold {layout} and are transposed to {model.layout}, "
             f"which the model's input {info} has: {model.reason}"
-        )
+        ) + ("" if model.sure else f"; say {model.layout} of files that are as the model has them")
     return RawFormat(info, shape, layout, model, exact), note
 
 

@@ -135,6 +135,12 @@ def test_bin_files_are_transposed_to_the_models_layout_and_it_is_said(tmp_path: 
     assert as_it_is.notes == ()
     unsaid = folders_reader({"last": a}, [LAST])
     np.testing.assert_array_equal(next(iter(unsaid))["last"], x)
+    unsure = InputInfo("state", np.float32, (1, 2, 36, 2))
+    (note,) = folders_reader({"state": a}, [unsure], layouts="NHWC").notes
+    assert note.endswith(
+        "its shape does not tell, and ONNX's operators want channels first; "
+        "say NCHW of files that are as the model has them"
+    )
     told = folders_reader({"last": a}, [LAST], layouts="NHWC", model_layouts={"last": "NCHW"})
     assert "it was said so" in told.notes[0]
 
@@ -165,8 +171,10 @@ def test_images_are_fitted_to_the_models_layout(tmp_path: Path) -> None:
     first, last = (folders_reader({i.name: a}, [i], preprocess=MINDSPORE) for i in (FIRST, LAST))
     np.testing.assert_array_equal(next(iter(first))["first"].transpose(0, 2, 3, 1), next(iter(last))["last"])
     assert first.notes == ()
-    assert last.notes == (
-        "input 'last' (float32[N, 6, 8, 3]) is taken as NHWC: its last dimension is 3, its second is not 1 or 3",
+    (note,) = last.notes
+    assert note == (
+        "input 'last' (float32[N, 6, 8, 3]) is taken as NHWC: its last dimension is 3, its second is not 1 or 3; "
+        "say layout NCHW where that is wrong"
     )
     told = folders_reader({"last": a}, [LAST], preprocess=MINDSPORE, model_layouts="NCHW")
     with pytest.raises(DataError, match=r"0\.png: input 'last': shape \(1, 3, 6, 8\) has 3 at axis 1"):
