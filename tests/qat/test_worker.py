@@ -226,6 +226,9 @@ def test_running_statistics_are_updated_and_used(worker, tmp_path):
     assert float(worker.evaluate({"x": other})["loss"]) == pytest.approx(float((y**2).mean()), rel=1e-4)
     np.testing.assert_array_equal(worker.parameters()["mean"], found["mean"])
     np.testing.assert_array_equal(worker.gradients()["gamma"], gradients["gamma"])
+    worker.train_step({"x": other}, 0.01)
+    assert np.all(worker.parameters()["gamma"] != found["gamma"])
+    assert np.all(worker.parameters()["mean"] != found["mean"])
 
 
 def test_gradients_by_inputs_and_with_other_values(worker):
