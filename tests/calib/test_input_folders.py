@@ -3,6 +3,7 @@ from __future__ import annotations
 import itertools
 import threading
 from pathlib import Path
+from queue import Queue
 
 import cv2
 import numpy as np
@@ -202,6 +203,28 @@ def test_a_bad_file_comes_in_its_place_with_its_name(tmp_path: Path) -> None:
     (tmp_path / "b" / "2.bin").write_bytes(bytes(12))
     with pytest.raises(DataError, match=r"b/2\.bin: holds 12 bytes"):
         list(folders_reader(folders, [FIRST, VECTOR], preprocess=MINDSPORE))
+
+
+@pytest.mark.parametrize("kind", ["image", "bin"])
+def test_files_are_read_in_threads_while_feeds_are_used(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    folder = images(tmp_path / "a", [f"{i}.png" for i in range(9)]) if kind == "image" else vectors(tmp_path / "a", 9)
+    info = FIRST if kind == "image" else VECTOR
+    reads: Queue[str] = Queue()
+    read_bytes = Path.read_bytes
+
+    def watched(path: Path) -> bytes:
+        reads.put(threading.current_thread().name)
+        return read_bytes(path)
+
+    monkeypatch.setattr(Path, "read_bytes", watched)
+    monkeypatch.setattr(input_folders, "decode_workers", lambda: 2)
+    feeds = iter(folders_reader({info.name: folder}, [info], preprocess=MINDSPORE))
+    next(feeds)
+    names = {reads.get(timeout=10) for _ in range(4)}  # while the first feed is used
+    assert all(name.startswith("onnxq-decode" if kind == "image" else "onnxq-prefetch") for name in names)
+    assert len(list(feeds)) == 8
 
 
 def test_leaving_early_leaves_no_thread(tmp_path: Path) -> None:

@@ -68,16 +68,17 @@ def test_prefetching_closes_a_generator_it_leaves_early() -> None:
     assert closed == [True]
 
 
-def test_prefetching_overlaps_with_what_is_done_with_the_items() -> None:
-    def slow() -> Iterator[int]:
-        for number in range(10):
-            time.sleep(0.02)
+def test_the_next_items_are_made_while_one_is_used() -> None:
+    made = [threading.Event() for _ in range(8)]
+
+    def source() -> Iterator[int]:
+        for number, event in enumerate(made):
+            event.set()
             yield number
 
-    started = time.perf_counter()
-    for _ in prefetch(slow(), 4):
-        time.sleep(0.02)
-    assert time.perf_counter() - started < 0.33  # one after the other it is 0.4
+    for number in prefetch(source(), 2):
+        for event in made[number + 1 : number + 3]:
+            assert event.wait(10)
 
 
 @settings(deadline=None, max_examples=30)
