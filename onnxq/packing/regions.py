@@ -205,57 +205,47 @@ class _Finder:
         yield from disjoint(found)
 
     def _packed(self) -> Iterator[tuple[Weight, list[str]]]:
-        rows: dict[str, tuple[str, int]] = {}
         for node in self.model.graph.node:
-            if node.op_type == "Reshape" and (row := self._row(node)):
-                rows[node.output[0]] = row
-        joined = set()
-        for node in self.model.graph.node:
-            if node.op_type == "Concat":
-                parts = [rows.get(name, (name, 8)) for name in node.input]
-                if found := self._weight(parts, node.output[0]):
-                    joined |= set(node.input)
-                    yield found, [name for name, _ in parts]
-        for output, row in rows.items():
-            if output not in joined and (found := self._weight([row], output)):
-                yield found, [row[0]]
+            down = self.makers.get(node.input[0]) if node.op_type == "Reshape" else None
+            amounts = self._numbers(down.input[1]) if down is not None and down.op_type == "BitShift" else None
+            if down is None or amounts is None:
+                continue
+            joined = self.makers.get(down.input[0])
+            tops = joined.input if joined is not None and joined.op_type == "Concat" else down.input[:1]
+            widths = [8 - int(amount) for amount in amounts.reshape(-1)]
+            names = [top if width == 8 else self._stored(top) for top, width in zip(tops, widths, strict=False)]
+            if len(tops) == len(widths) and (found := self._weight(names, widths, node)):
+                yield found, names
 
-    def _row(self, node: onnx.NodeProto) -> tuple[str, int] | None:
-        """The name of the piece that a Reshape behind two BitShifts gives the codes of, and its width."""
-        down = self.makers.get(node.input[0])
-        up = self.makers.get(down.input[0]) if down is not None and down.op_type == "BitShift" else None
-        if down is None or up is None or up.op_type != "BitShift" or up.input[0] not in self.regions:
-            return None
-        amount = self._numbers(down.input[1])
-        width = 8 - int(amount[0]) if amount is not None and amount.size == 1 else 0
-        return (up.input[0], width) if width in (1, 2, 4) else None
+    def _stored(self, top: str) -> str:
+        maker = self.makers.get(top)
+        return str(maker.input[0]) if maker is not None and maker.op_type == "BitShift" else ""
 
-    def _weight(self, parts: list[tuple[str, int]], output: str) -> Weight | None:
-        widths = [width for _, width in parts]
+    def _weight(self, names: list[str], widths: list[int], node: onnx.NodeProto) -> Weight | None:
         bits = sum(widths)
         if not 1 <= bits <= 16 or list(packing.piece_widths(bits)) != widths:
             return None
-        if any(n not in self.regions or self.tensors[n].data_type != onnx.TensorProto.UINT8 for n, _ in parts):
+        if any(n not in self.regions or self.tensors[n].data_type != onnx.TensorProto.UINT8 for n in names):
             return None
-        regions = tuple(self.regions[name] for name, _ in parts)
-        padded = regions[0].length * 8 // widths[0]
-        count = self._count(output, padded)
+        regions = tuple(self.regions[name] for name in names)
+        count = self._count(node, regions[0].length * 8 // widths[0])
         total = packing.padded_count(count, bits)
         if not total or any(r.length != total * w // 8 for r, w in zip(regions, widths, strict=True)):
             return None
-        return Weight(re.sub(r"_packed\d*$", "", parts[0][0]), bits, count, "pieces", regions)
+        return Weight(re.sub(r"_packed\d*$", "", names[0]), bits, count, "pieces", regions)
 
-    def _count(self, output: str, padded: int) -> int:
-        """How many codes a weight has, as the Reshape behind its decoder says."""
-        for _ in range(5):
-            readers = self.readers.get(output, [])
+    def _count(self, node: onnx.NodeProto, padded: int) -> int:
+        """How many codes a weight has, as the last Reshape of its decoder says."""
+        for _ in range(6):
+            if node.op_type == "Reshape":
+                shape = self._numbers(node.input[1])
+                count = math.prod(int(d) for d in shape) if shape is not None else 0
+                if padded - 8 < count <= padded:
+                    return count
+            readers = self.readers.get(node.output[0], [])
             if len(readers) != 1:
                 break
-            if readers[0].op_type == "Reshape":
-                shape = self._numbers(readers[0].input[1])
-                count = math.prod(int(d) for d in shape) if shape is not None else 0
-                return count if padded - 8 < count <= padded else padded
-            output = readers[0].output[0]
+            node = readers[0]
         return padded
 
     def _integers(self) -> Iterator[tuple[Weight, list[str]]]:

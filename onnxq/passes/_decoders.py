@@ -80,42 +80,44 @@ class Decoder:
         pieces = packing.pack(self._values - self._codes.low, bits)
         if bits in (8, 16):
             whole = self._cast(self._graph.add_constant(f"{self._base}_packed", pieces[0].reshape(shape)))
-        elif len(pieces) == 1:
-            whole = self._cast(self._cut(self._row(f"{self._base}_packed", pieces[0], bits)))
         else:
-            whole = self._cut(self._joined(pieces))
+            whole = self._joined(pieces)
         zero = np.asarray(self._codes.zero_point, np.int64) - self._codes.low
         if zero.any():
             whole = self._node("Sub", [whole, self._numbers("zero_point", zero)])
         return self._scaled("Mul", [whole, self._numbers("scale", self._codes.scale * self._codes.variance)])
 
     def _joined(self, pieces: tuple[packing.Stored, ...]) -> Tensor:
-        """All pieces of every code, put together; float32, shape (1, count)."""
+        """All pieces of every code, put together; float32, in the shape of the weight."""
         bits, widths = self._codes.bits, packing.piece_widths(self._codes.bits)
-        rows = [self._row(f"{self._base}_packed{w}", p, w) for p, w in zip(pieces, widths, strict=True)]
-        table = self._cast(self._node("Concat", rows, {"axis": 0}))
+        tops = [self._top(piece, width) for piece, width in zip(pieces, widths, strict=True)]
+        table = tops[0] if len(tops) == 1 else self._node("Concat", tops, {"axis": 0})
+        right = self._shared.get(f"right_{bits}", packing.right_shifts(bits))
+        table = self._node("BitShift", [table, right], {"direction": "RIGHT"})
+        if len(tops) == 1:
+            return self._cast(self._cut(table))
+        rows = self._node("Reshape", [table, self._shared.get(f"rows_{len(tops)}", [len(tops), -1])])
         factors = [1 << (bits - sum(widths[: i + 1])) for i in range(len(widths))]
-        return self._node("MatMul", [self._shared.get(f"powers_{bits}", np.array([factors], np.float32)), table])
+        powers = self._shared.get(f"powers_{bits}", np.array([factors], np.float32))
+        return self._cut(self._node("MatMul", [powers, self._cast(rows)]))
 
-    def _row(self, name: str, piece: packing.Stored, width: int) -> Tensor:
-        """One piece of every code; uint8, shape (1, count)."""
-        stored = self._graph.add_constant(name, piece)
+    def _top(self, piece: packing.Stored, width: int) -> Tensor:
+        """One piece of every code, in the highest bits of a byte."""
+        bits = self._codes.bits
+        stored = self._graph.add_constant(f"{self._base}_packed{'' if width == bits else width}", piece)
         if width == 8:
             return stored
-        left = self._shared.get(f"left_{width}", packing.left_shifts(width))
-        right = self._shared.get(f"right_{width}", np.array(8 - width, np.uint8))
-        spread = self._node("BitShift", [stored, left], {"direction": "LEFT"})
-        spread = self._node("BitShift", [spread, right], {"direction": "RIGHT"})
-        return self._node("Reshape", [spread, self._shared.get("row", [1, -1])])
+        left = self._shared.get(f"left_{width}_of_{bits}", packing.left_shifts(bits, width))
+        return self._node("BitShift", [stored, left], {"direction": "LEFT"})
 
-    def _cut(self, row: Tensor) -> Tensor:
-        """A row in the shape of the weight, without what fills up the last bytes."""
-        count = self._values.size
+    def _cut(self, codes: Tensor) -> Tensor:
+        """Codes in the shape of the weight, without those that fill up the last bytes."""
+        count, shape = self._values.size, self._values.shape
         if packing.padded_count(count, self._codes.bits) != count:
+            codes = self._node("Reshape", [codes, self._shared.get("rows_1", [1, -1])])
             bounds = [self._shared.get(f"number_{k}", [k]) for k in (0, count, 1)]
-            row = self._node("Slice", [row, *bounds])
-        shape = self._values.shape
-        return self._node("Reshape", [row, self._shared.get("shape_" + "x".join(map(str, shape)), list(shape))])
+            codes = self._node("Slice", [codes, *bounds])
+        return self._node("Reshape", [codes, self._shared.get("shape_" + "x".join(map(str, shape)), list(shape))])
 
     # ---- native
 

@@ -43,13 +43,26 @@ def test_the_extremes_of_every_width_survive() -> None:
 
 def test_the_layout_in_full() -> None:
     (nibbles,) = packing.pack(np.arange(8), 4)
-    assert nibbles.tolist() == [[0x40, 0x51, 0x62, 0x73]]  # code m, and code m + 4 above it
+    assert nibbles.tolist() == [[[0x40, 0x51, 0x62, 0x73]]]  # code m, and code m + 4 above it
     four, two = packing.pack(np.array([0b101101, 0b000011, 0b111100, 0b010110]), 6)
-    assert four.tolist() == [[0b1111_1011, 0b0101_0000]]
-    assert two.tolist() == [[0b10_00_11_01]]
+    assert four.tolist() == [[[[0b0000_1011]], [[0b0101_1111]]]]
+    assert two.tolist() == [[[[0b10_00_11_01]]]]
     (words,) = packing.pack(np.array([65535, 1]), 16)
     assert words.dtype == np.uint16
-    assert words.tolist() == [[65535, 1]]
+    assert words.tolist() == [65535, 1]
+
+
+@given(bits=st.integers(1, 15).filter(lambda b: b != 8), count=st.integers(1, 100))
+def test_shifts_to_the_left_and_right_give_the_pieces(bits: int, count: int) -> None:
+    codes = np.random.default_rng(bits).integers(0, 1 << bits, count)
+    widths = packing.piece_widths(bits)
+    tops = [
+        piece if width == 8 else piece << packing.left_shifts(bits, width)
+        for piece, width in zip(packing.pack(codes, bits), widths, strict=True)
+    ]
+    rows = (np.concatenate(tops) >> packing.right_shifts(bits)).reshape(len(widths), -1)
+    powers = [1 << sum(widths[i + 1 :]) for i in range(len(widths))]
+    np.testing.assert_array_equal((powers @ rows.astype(np.int64))[:count], codes)
 
 
 def test_what_does_not_fit_is_refused() -> None:

@@ -141,14 +141,14 @@ def test_constants_of_the_decoders_are_shared() -> None:
     codes = {("n0", 1): codes_for(weights["V"], 7, 1), ("n1", 1): codes_for(weights["W"], 7, 1)}
     names = [t.name for t in inserted(model, codes).graph.initializer]
     assert len(names) == len(set(names))
-    assert names.count("left_2") == 1
-    assert not any(n.startswith("left_2_") for n in names)
+    assert names.count("left_2_of_7") == 1
+    assert not any(n.startswith("left_2_of_7_") for n in names)
 
 
 def test_names_of_the_model_are_left_to_it() -> None:
     model = named(
-        "g (float[N,6] x) => (float[N,6] y) { W_decoded = Relu(x) left_4 = MatMul(W_decoded, W) "
-        "y = Add(left_4, W_scale) }",
+        "g (float[N,6] x) => (float[N,6] y) { W_decoded = Relu(x) left_4_of_4 = MatMul(W_decoded, W) "
+        "y = Add(left_4_of_4, W_scale) }",
         W=normal(6, 6), W_scale=normal(6),
     )  # fmt: skip
     codes = codes_for(normal(6, 6), 4, 1)

@@ -1,26 +1,31 @@
 """Codes of any width from 1 to 16 bits as bytes that standard ONNX operators take apart quickly.
 
 A width is a sum of powers of two: 7 = 4 + 2 + 1, 13 = 8 + 4 + 1. A code is cut into *pieces* of these widths, the
-highest bits first, and each piece is stored with those of other codes in bytes. With n codes, padded to a whole number
-of bytes in every piece, a piece of p < 8 bits is a row of ``n * p / 8`` bytes; byte m holds the pieces of the codes
-``m, m + n * p / 8, m + 2 * n * p / 8, ...``, the first in its lowest bits. So the decoder needs no transposition:
+highest bits first, and each piece is stored with those of other codes in bytes. All codes, padded to whole bytes in
+every piece, are thought of as an array (2, ..., 2, m) with as many twos as it takes to fill a byte with the smallest
+pieces. A piece of p bits is stored with 1 in place of the last of these twos, so many that the 8 / p codes that differ
+in these places only share a byte, the first of them in its lowest bits. So the decoder needs no transposition:
 
-    BitShift(LEFT, row, column of 8/p amounts) -> BitShift(RIGHT, 8 - p) -> Reshape to (1, n)
+    BitShift(LEFT, piece, one amount for each place in a byte)
 
-gives the pieces in the order of the codes; ``Concat -> Cast -> MatMul((1, k) powers of two)`` puts k pieces together,
-exactly, as all numbers are integers below 2**16. 8 and 16 bits are plain uint8 and uint16 behind a Cast. ONNX Runtime
-runs all of it once, when it makes the session: it folds every operator whose inputs are constants, except
-DequantizeLinear, which is why that is not used here.
+gives (2, ..., 2, m) of every piece with its bits at the top, and
+
+    Concat -> BitShift(RIGHT, 8 - p) -> Reshape to (k, n) -> Cast -> MatMul((1, k) powers of two)
+
+puts k pieces together, exactly, as all numbers are integers below 2**16. 8 and 16 bits are plain uint8 and uint16
+behind a Cast. ONNX Runtime runs all of it once, when it makes the session: it folds every operator whose inputs are
+constants, except DequantizeLinear, which is why that is not used here.
 
 Other ways that were measured, with 1.3 million codes of 1 to 16 bits: Cast and Gather from tables of 256 rows take
 1 to 3 times as long, tables of 2 to 8 KB for each width, and int32 indexes; a Mul for each piece and a Sum instead of
 the MatMul take 1 to 2.5 times as long, with more nodes; BitwiseAnd needs operator set 18 and saves nothing, as it takes
-the place of one BitShift; BitShift is in operator set 11. Making a session takes 10 to 20 ns and at most 40 bytes
-of memory per weight more than with floats.
+the place of one BitShift; BitShift is in operator set 11. While a session is made ONNX Runtime keeps what each operator
+gives: 20 bytes per weight with 8 bits, 23 with 4 and 50 with 7; this memory is also what most of the time goes into.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -52,16 +57,46 @@ def packed_bytes(count: int, bits: int) -> int:
     return padded_count(count, bits) * bits // 8
 
 
-def left_shifts(width: int) -> NDArray[np.uint8]:
-    """How far a byte is shifted to the left, so that each piece in turn has its highest bit at the top.
+def _twos(width: int) -> int:
+    """How many twos the shape of an array of codes has for one byte of pieces of this width."""
+    return (8 // width).bit_length() - 1
+
+
+def stored_shape(count: int, bits: int, width: int) -> tuple[int, ...]:
+    """The shape that a piece is stored in, with 1 in front, along which pieces are joined.
 
     Args:
-        width: 1, 2 or 4.
+        count: How many codes.
+        bits: Their width; neither 8 nor 16.
+        width: That of the piece, one of `piece_widths`.
+    """
+    dims, ones = _twos(piece_widths(bits)[-1]), _twos(width)
+    return (1, *[2] * (dims - ones), *[1] * ones, padded_count(count, bits) >> dims)
+
+
+def left_shifts(bits: int, width: int) -> NDArray[np.uint8]:
+    """How far a byte is shifted to the left, so that each of its pieces in turn is at the top.
+
+    Args:
+        bits: Width of the codes.
+        width: That of the piece: 1, 2 or 4.
 
     Returns:
-        uint8, shape (8 / width, 1).
+        uint8, in a shape that broadcasts against `stored_shape`.
     """
-    return (8 - width - width * np.arange(8 // width, dtype=np.uint8))[:, None].astype(np.uint8)
+    dims, ones = _twos(piece_widths(bits)[-1]), _twos(width)
+    amounts = 8 - width - width * np.arange(8 // width)
+    return amounts.astype(np.uint8).reshape(1, *[1] * (dims - ones), *[2] * ones, 1)
+
+
+def right_shifts(bits: int) -> NDArray[np.uint8]:
+    """How far joined pieces are shifted to the right after that.
+
+    Returns:
+        uint8, shape (pieces, 1, ..., 1), of the rank of `stored_shape`.
+    """
+    widths = piece_widths(bits)
+    return np.array([8 - width for width in widths], np.uint8).reshape(-1, *[1] * (_twos(widths[-1]) + 1))
 
 
 def pack(values: NDArray[np.integer], bits: int) -> tuple[Stored, ...]:
@@ -72,7 +107,8 @@ def pack(values: NDArray[np.integer], bits: int) -> tuple[Stored, ...]:
         bits: Width of a code, 1 to 16.
 
     Returns:
-        The pieces, one for each of `piece_widths`: uint8 (of 16 bits: uint16), shape (1, bytes of the piece).
+        The pieces, one for each of `piece_widths`: uint8 in their `stored_shape`; of 8 and 16 bits, uint8 and uint16,
+        shape (N,).
 
     Raises:
         ValueError: If a value does not fit.
@@ -82,23 +118,25 @@ def pack(values: NDArray[np.integer], bits: int) -> tuple[Stored, ...]:
         raise ValueError(f"codes from {flat.min()} to {flat.max()} do not fit into {bits} bits")
     padded = np.zeros(padded_count(flat.size, bits), np.uint16)
     padded[: flat.size] = flat
+    if bits == 8:
+        return (padded.astype(np.uint8),)
     if bits == 16:
-        return (padded[None],)
+        return (padded,)
     pieces: list[Stored] = []
     above = bits
     for width in piece_widths(bits):
         above -= width
         piece = ((padded >> np.uint16(above)) & np.uint16((1 << width) - 1)).astype(np.uint8)
-        pieces.append(_join(piece, width)[None])
+        pieces.append(_join(piece, width, stored_shape(flat.size, bits, width)))
     return tuple(pieces)
 
 
-def _join(piece: NDArray[np.uint8], width: int) -> NDArray[np.uint8]:
-    rows = piece.reshape(8 // width, -1)
-    stored: NDArray[np.uint8] = rows[0].copy()
-    for position, row in enumerate(rows[1:], 1):
-        stored |= row << np.uint8(position * width)
-    return stored
+def _join(piece: NDArray[np.uint8], width: int, shape: tuple[int, ...]) -> NDArray[np.uint8]:
+    together = piece.reshape(math.prod(shape[:-1]), 8 // width, shape[-1])
+    stored: NDArray[np.uint8] = together[:, 0].copy()
+    for place in range(1, 8 // width):
+        stored |= together[:, place] << np.uint8(place * width)
+    return stored.reshape(shape)
 
 
 def unpack(pieces: Sequence[Stored], bits: int, count: int) -> NDArray[np.uint16]:
@@ -123,12 +161,13 @@ def unpack(pieces: Sequence[Stored], bits: int, count: int) -> NDArray[np.uint16
     values = np.zeros(total, np.uint16)
     for width, piece in zip(widths, pieces, strict=True):
         values <<= np.uint16(width % 16)
-        values |= _split(piece.reshape(-1), width)
+        values |= _split(piece, width, bits, count)
     return values[:count]
 
 
-def _split(stored: Stored, width: int) -> NDArray[np.uint16]:
+def _split(stored: Stored, width: int, bits: int, count: int) -> NDArray[np.uint16]:
     if width >= 8:
-        return np.asarray(stored, np.uint16)
-    spread = np.left_shift(stored[None], left_shifts(width)) >> np.uint8(8 - width)
+        return np.asarray(stored.reshape(-1), np.uint16)
+    shaped = stored.reshape(stored_shape(count, bits, width))
+    spread = np.left_shift(shaped, left_shifts(bits, width)) >> np.uint8(8 - width)
     return np.asarray(spread.reshape(-1), np.uint16)
