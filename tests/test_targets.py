@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnxruntime as ort
 import pytest
 
 import onnxq
@@ -100,3 +101,50 @@ def test_readers_that_want_one_tensor_differently_get_it_so() -> None:
     scales = [float(numbers[made[n.input[0]].input[1]]) for n in model.graph.node if n.op_type == "Gemm"]
     assert scales[0] < 0.6 * scales[1]
     assert scales[1] == pytest.approx((x["x"].max() - x["x"].min()) / 255, rel=1e-5)
+
+
+ASYMMETRIC = {
+    "activations": {"method": "minmax"},
+    "weights": {"granularity": "per_tensor", "symmetric": False},
+    "refine": [],
+}
+LAYERS = {
+    "Conv": ("g (float[N,32,12,12] x) => (float[N,16,10,10] y) { [l] y = Conv (x, W) }", (16, 32, 3, 3)),
+    "Gemm": ("g (float[N,64] x) => (float[N,32] y) { [l] y = Gemm (x, W) }", (64, 32)),
+    "MatMul": ("g (float[N,10,64] x) => (float[N,10,32] y) { [l] y = MatMul (x, W) }", (64, 32)),
+}
+
+
+def as_written(model: onnx.ModelProto, feed: dict[str, Any]) -> dict[str, Any]:
+    """Without integer kernels: the codes are decoded and floats are multiplied."""
+    options = ort.SessionOptions()
+    options.add_session_config_entry("session.disable_quant_qdq", "1")
+    runner = ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    return dict(zip([o.name for o in model.graph.output], runner.run(None, feed), strict=True))
+
+
+@pytest.mark.parametrize("layer", LAYERS)
+@pytest.mark.parametrize("low", [-1.0, 0.0, 2.0, -3.0])
+def test_weights_with_a_zero_point_are_multiplied_exactly(layer: str, low: float) -> None:
+    """All codes at one end of their range, and inputs with the largest codes: sums of pairs leave 16 bits."""
+    text, shape = LAYERS[layer]
+    rng = np.random.default_rng(0)
+    model = build(text, W=rng.uniform(low, low + 2, shape).astype(np.float32))
+    sizes = [d.dim_value or 4 for d in model.graph.input[0].type.tensor_type.shape.dim]
+    feed = {"x": rng.uniform(0.5, 1, sizes).astype(np.float32)}
+    coded = onnxq.quantize(model, feed, recipe=ASYMMETRIC, threads=1).model
+    zero_point = next(v for name, v in weights(coded).items() if name == "W_zero_point")
+    assert zero_point.dtype == np.uint8
+    assert zero_point == {-1.0: 128, 0.0: 0, 2.0: 0, -3.0: 255}[low] or low == -1.0
+    expected, found = as_written(coded, feed)["y"], run(coded, feed)["y"]
+    float_result = run(model, feed)["y"]
+    step = np.ptp([0.0, float_result.min(), float_result.max()]) / 250
+    assert np.abs(found - expected).max() <= step
+    assert np.square(found - float_result).mean() < 1e-4 * np.square(float_result).mean()
+
+
+def test_weights_with_a_zero_point_keep_a_type_that_was_asked_for() -> None:
+    model = build(LAYERS["Gemm"][0], W=normal(64, 32))
+    recipe = {**ASYMMETRIC, "weights": {**ASYMMETRIC["weights"], "type": "int8"}}
+    coded = onnxq.quantize(model, {"x": normal(4, 64)}, recipe=recipe, threads=1).model
+    assert weights(coded)["W_zero_point"].dtype == np.int8

@@ -12,7 +12,14 @@ from onnxq.passes._candidates import Candidate
 from onnxq.passes._flow import Flow
 from onnxq.passes._limits import needs_symmetric
 from onnxq.passes._linear import label
-from onnxq.passes._specs import activation_method, activation_spec, keeps_codes, weight_method, weight_spec
+from onnxq.passes._specs import (
+    activation_method,
+    activation_spec,
+    exactly_added,
+    keeps_codes,
+    weight_method,
+    weight_spec,
+)
 from onnxq.plan import ActivationPlan, Decision, Plan, WeightPlan
 from onnxq.recipe import AbsMax, ActivationConfig, ActivationMethod, Recipe, TrainedActivation
 from onnxq.spec import PerBlock, PerTensor, QuantSpec
@@ -213,7 +220,8 @@ class _Placer:
         return found is not None and label(found[0]) not in self.flow.quantized
 
     def _weight_spec(self, c: Candidate) -> QuantSpec:
-        spec = weight_spec(self.graph, c.node, c.weight, c.settings.weights, self.target)
+        config = exactly_added(c.settings.weights, c.settings.activations, self.target)
+        spec = weight_spec(self.graph, c.node, c.weight, config, self.target)
         if c.kind == "lookup" and c.settings.weights.granularity is None:
             return QuantSpec(spec.qtype, PerTensor(), spec.symmetric, spec.bits, spec.narrow)
         return spec

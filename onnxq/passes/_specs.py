@@ -76,6 +76,18 @@ def weight_spec(graph: GraphModel, node: Node, index: int, config: WeightConfig,
     return QuantSpec(qtype, granularity, symmetric, config.bits or 0, narrow)
 
 
+def exactly_added(config: WeightConfig, activations: ActivationConfig, target: Target) -> WeightConfig:
+    """As `config`, with a type whose products no processor of the target saturates.
+
+    Where two products of uint8 and int8 are added in 16 bits, larger scales make room for symmetric weights. Those with
+    a zero point of their own may have all their codes at one end: as uint8 they are multiplied exactly.
+    """
+    free = config.type is None and config.symmetric is False and config.bits in (None, 8)
+    if not (free and target.safe_pairs) or activation_spec(activations, target).qtype.signed:
+        return config
+    return config.replace(type=QType.UINT8.label)
+
+
 def stands_for_activation(node: Node, index: int) -> bool:
     """Whether kernels take the constant at input `index` for an activation: a left factor, or a table of rows."""
     return index == 0 and node.op in ("MatMul", "Gather")
