@@ -40,6 +40,8 @@ from onnxq.passes.keep_twin import KeepTwin
 from onnxq.passes.lift_constants import LiftConstants
 from onnxq.passes.match_means import MatchMeans
 from onnxq.passes.normalize_gemm import NormalizeGemm
+from onnxq.passes.note_moments import NoteMoments
+from onnxq.passes.restore_means import RestoreMeans
 from onnxq.passes.round_weights import RoundWeights
 from onnxq.passes.search_ranges import SearchRanges
 from onnxq.passes.search_steps import SearchSteps
@@ -115,6 +117,8 @@ def weight_only(recipe: Recipe, target: Target, scheme: WeightOnly) -> list[Pass
         passes.append(ChooseWeightCodes(scheme.correction))
     else:
         passes.append(SearchSteps(mixed.init_scale, mixed.auto_tune, mixed.max_iterations, scheme.correction))
+    if scheme.correction and not recipe.equalize.enabled:  # equalization changes what is known of activations
+        passes.append(RestoreMeans())
     return [*passes, InsertWeightOnly(scheme.storage, scheme.block_size), Sweep(), Stamp()]
 
 
@@ -141,6 +145,8 @@ def preparation(recipe: Recipe, target: Target, *, select: bool = True) -> list[
         FoldConstants(),
         InferShapes(),
     ]
+    if isinstance(recipe.scheme, WeightOnly):
+        passes.append(NoteMoments())
     if recipe.fuse.batchnorm:
         passes.append(FuseBatchNorm(recipe.fuse.skip_layers))
     if recipe.equalize.enabled:
@@ -265,7 +271,7 @@ def quantize(
         notes += reader.notes
     if ctx.twin is not None:
         run_passes(twin(), ctx.twin, ctx)
-    return _result(graph, ctx, (*graph.notes, *notes), source, original, prepared.graph)
+    return result_of(graph, ctx, (*graph.notes, *notes), source, original, prepared.graph)
 
 
 def plan_model(model: ModelLike, *, recipe: RecipeLike | None = None, target: str | None = None) -> Result:
@@ -284,10 +290,10 @@ def plan_model(model: ModelLike, *, recipe: RecipeLike | None = None, target: st
     original = graph.copy()
     ctx = context_for(recipe_, None, 1, None)
     run_passes(build(recipe_, ctx.target, plan_only=True), graph, ctx)
-    return _result(graph, ctx, tuple(graph.notes), source, original)
+    return result_of(graph, ctx, tuple(graph.notes), source, original)
 
 
-def _result(
+def result_of(
     graph: GraphModel,
     ctx: QuantContext,
     notes: tuple[str, ...],
@@ -295,6 +301,7 @@ def _result(
     original: GraphModel,
     prepared: GraphModel | None = None,
 ) -> Result:
+    """What a run has given, with the notes that a user should see."""
     telling = (UpgradeOpset, SelectLayers, SelectDynamic, SearchSteps, InsertWeightOnly)  # the others' are statistics
     notes += tuple(n for r in ctx.reports if r.name in {t.__name__ for t in telling} for n in r.notes)
     plan = Plan() if ctx.plan is None else ctx.plan

@@ -50,8 +50,9 @@ def load_split() -> DigitsSplit:
 
 
 def write_data(split: DigitsSplit, directory: Path) -> None:
-    """Write the calibration and test arrays, named after the input of the models."""
+    """Write the training, calibration and test arrays, named after the input of the models."""
     directory.mkdir(parents=True, exist_ok=True)
+    np.savez_compressed(directory / "digits_train.npz", image=split.train_images, labels=split.train_labels)
     np.savez_compressed(directory / "digits_calib.npz", image=split.calibration_images)
     np.savez_compressed(directory / "digits_test.npz", image=split.test_images)
     np.save(directory / "digits_test_labels.npy", split.test_labels)

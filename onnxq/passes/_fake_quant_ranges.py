@@ -115,7 +115,7 @@ class RangeWriter:
             (self._steps, lambda r: r.method == "lsq_plus"),
         )
         for write, belongs in kinds:
-            members = [r for r in ranges if belongs(r)]
+            members = sorted(filter(belongs, ranges), key=lambda r: -len(r.parameters))
             if members:
                 write(members, write.__name__.strip("_"))
 
@@ -199,12 +199,11 @@ class RangeWriter:
         return chain.op(op, ends, chain.number("bounds", limits))
 
     def _vector(self, chain: Chain, members: Sequence[LearnedRange], index: int, factors: list[float]) -> Tensor:
-        """Parameter `index` of all members, 0 where one has none, times its factor; shape (members,)."""
-        parts = [
-            self._graph.tensor(r.parameters[index]) if len(r.parameters) > index else chain.number("none", [0.0])
-            for r in members
-        ]
-        values = chain.op("Concat", *parts, shape=(len(parts),), axis=0) if len(parts) > 1 else parts[0]
+        """Parameter `index` of all members, 0 where the last ones have none, times its factor; shape (members,)."""
+        parts = [self._graph.tensor(r.parameters[index]) for r in members if len(r.parameters) > index]
+        if len(parts) < len(members):
+            parts.append(chain.number("none", [0.0] * (len(members) - len(parts))))
+        values = chain.op("Concat", *parts, shape=(len(members),), axis=0) if len(parts) > 1 else parts[0]
         return chain.op("Mul", values, chain.number("factors", factors))
 
     def _split(self, chain: Chain, members: Sequence[LearnedRange], *vectors: Tensor) -> None:

@@ -36,12 +36,16 @@ class FitScales(Pass):
             GraphError: If a bias cannot be used.
         """
         notes: list[str] = []
+        enlarged: dict[str, int] = {}
         for weight in (ctx.plan or Plan()).weights:
             old = ctx.params[weight.key]
             if ctx.target.safe_pairs:
                 ctx.params[weight.key] = with_safe_pairs(graph, weight, old)
                 count = int((ctx.params[weight.key].scale > old.scale).sum())
                 if count:
-                    notes.append(f"{weight.node}: {count} weight scales enlarged so that no sum saturates")
+                    enlarged[weight.key] = count
             notes += fit_bias(graph, weight, ctx.params)
+        if enlarged:
+            told = f"{sum(enlarged.values())} scales of {len(enlarged)} weights enlarged"
+            notes.insert(0, f"{told}: some processors would saturate the sum of two of their products")
         return PassReport(notes=tuple(notes))

@@ -1,0 +1,186 @@
+"""From a float model to artifacts that any client of the training runtime can train."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import onnx
+
+from onnxq._version import __version__
+from onnxq.calib.readers import DataLike
+from onnxq.context import QuantContext
+from onnxq.errors import DataError, TrainingError
+from onnxq.graph import GraphModel
+from onnxq.modelio import file_sha256, save_model
+from onnxq.passes._base import Fact, PassManager
+from onnxq.passes._inputs import inputs_of
+from onnxq.passes.insert_fake_quant import InsertFakeQuant
+from onnxq.passes.legalize_for_training import LegalizeForTraining
+from onnxq.pipeline import (
+    ModelLike,
+    Progress,
+    RecipeLike,
+    choice,
+    context_for,
+    measurement,
+    open_model,
+    preparation,
+    reader_for,
+    recipe_of,
+    run_passes,
+)
+from onnxq.plan import Plan
+from onnxq.qat._trainable import trainable
+from onnxq.qat.losses import LossInput, add_loss
+from onnxq.qat.manifest import FLOAT_MODEL, Manifest
+from onnxq.qat.overlay import Overlay
+from onnxq.qat.worker_client import ArtifactRequest, Worker
+from onnxq.recipe import Recipe
+
+_NEWEST_OPSET, _NEWEST_IR = 21, 10
+"""The newest versions that the training runtime reads."""
+
+
+@dataclass(frozen=True)
+class Artifacts:
+    """What `create` has written.
+
+    Attributes:
+        directory: The folder.
+        manifest: What the parameters mean.
+        files: The models, the checkpoint and the manifest.
+        plan: What is quantized, and why the rest is not.
+        notes: What a user should know, a sentence each.
+    """
+
+    directory: Path
+    manifest: Manifest
+    files: tuple[Path, ...]
+    plan: Plan
+    notes: tuple[str, ...] = ()
+
+
+def create(
+    model: ModelLike,
+    data: DataLike | None,
+    directory: str | os.PathLike[str],
+    *,
+    recipe: RecipeLike | None = None,
+    target: str | None = None,
+    threads: int = 0,
+    overlay: Overlay | None = None,
+    progress: Progress | None = None,
+) -> Artifacts:
+    """Make the artifacts of quantization-aware training.
+
+    Calibration gives the scales that training begins with. The folder gets ``training_model.onnx``,
+    ``eval_model.onnx``, ``optimizer_model.onnx`` and ``checkpoint`` as onnxruntime-training defines them,
+    ``float_model.onnx``, the float model in the form it is quantized in, and ``manifest.json``.
+
+    Args:
+        model: The float model; it is not changed.
+        data: Calibration samples; see `onnxq.quantize`.
+        directory: The folder; it is made.
+        recipe: What is wanted: `Recipe.training`, and ``trained`` of activations and weights.
+        target: Backend, if not the recipe's.
+        threads: Threads of calibration, 0 for all cores.
+        overlay: The training runtime; found in the cache by default.
+        progress: Is told how far calibration is.
+
+    Raises:
+        OnnxqError: If the model, the data or the recipe cannot be used, or there is no training runtime.
+    """
+    recipe_ = recipe_of(recipe, target)
+    graph, source = open_model(model)
+    sha256 = "" if source is None else file_sha256(source)
+    floats, ctx, notes = _calibrated(graph, data, recipe_, threads, progress)
+    learning = floats.copy()
+    PassManager([InsertFakeQuant()], initial=frozenset({Fact.PLAN, Fact.PARAMS})).run_each(learning, ctx)
+    parameters = _existing(trainable(floats, recipe_.training.freeze), learning)
+    run_passes(PassManager([LegalizeForTraining()], initial=frozenset({Fact.LEARNING, Fact.SHAPES})), learning, ctx)
+    proto = _readable(learning)
+    outputs = tuple(value.name for value in proto.graph.output)
+    loss_inputs = add_loss(proto, recipe_.training)
+    learned = [name for r in ctx.ranges_learned for name in r.parameters]
+    learned += [s.parameter for s in ctx.scales_learned if s.parameter]
+    wanted = recipe_.training.output or outputs[0]
+    manifest = Manifest(
+        recipe_,
+        {i.name: i.dtype.name for i in inputs_of(floats)},
+        (wanted, *(name for name in outputs if name != wanted)),
+        loss_inputs,
+        _classes(proto, wanted, loss_inputs),
+        (*parameters, *learned),
+        ranges=ctx.ranges_learned,
+        scales=ctx.scales_learned,
+        fixed={s.key: ctx.params[s.key] for s in ctx.scales_learned if s.method == "fixed"},
+        model_sha256=sha256,
+        version=__version__,
+    )
+    files = _write(Path(directory), proto, floats, manifest, overlay)
+    return Artifacts(Path(directory), manifest, files, ctx.plan or Plan(), notes)
+
+
+def _calibrated(
+    graph: GraphModel, data: DataLike | None, recipe: Recipe, threads: int, progress: Progress | None
+) -> tuple[GraphModel, QuantContext, tuple[str, ...]]:
+    """The float model in the form it is quantized in, and its numbers."""
+    if recipe.scheme.kind != "static":
+        raise TrainingError(f"scheme: {recipe.scheme.kind} quantization is not trained; use static")
+    reader, notes = reader_for(graph, data, recipe)
+    if reader is None:
+        raise DataError("training begins with calibration: give data, or ask for random data to try things out")
+    ctx = context_for(recipe, reader, threads, progress)
+    steps = [*preparation(recipe, ctx.target), *measurement(recipe), *choice(recipe)]
+    run_passes(PassManager(steps), graph, ctx)
+    if not ctx.plan:
+        raise TrainingError("nothing in this model can be quantized, so there is nothing to train; see 'onnxq inspect'")
+    return graph, ctx, (*graph.notes, *notes, *reader.notes)
+
+
+def _existing(names: Sequence[str], graph: GraphModel) -> tuple[str, ...]:
+    constants = {t.name for t in graph.constants()}
+    return tuple(name for name in names if name in constants)
+
+
+def _readable(graph: GraphModel) -> onnx.ModelProto:
+    """The model in a version that the training runtime reads."""
+    if graph.opset > _NEWEST_OPSET:
+        raise TrainingError(
+            f"the model has opset {graph.opset}, the newest one the training runtime reads is {_NEWEST_OPSET}; "
+            "export it with that one"
+        )
+    proto = onnx.shape_inference.infer_shapes(graph.to_proto())
+    proto.ir_version = min(proto.ir_version, _NEWEST_IR)
+    return proto
+
+
+def _classes(proto: onnx.ModelProto, wanted: str, inputs: Sequence[LossInput]) -> int:
+    """How many classes there are, where labels are indexes: the runtime does not check them."""
+    if not any(i.dtype == "int64" for i in inputs):
+        return 0
+    value = next(v for v in proto.graph.output if v.name == wanted)
+    dims = value.type.tensor_type.shape.dim
+    return int(dims[1].dim_value) if len(dims) > 1 else 0
+
+
+def _write(
+    directory: Path, proto: onnx.ModelProto, floats: GraphModel, manifest: Manifest, overlay: Overlay | None
+) -> tuple[Path, ...]:
+    training = manifest.recipe.training
+    request = ArtifactRequest(
+        manifest.trained,
+        frozen=manifest.frozen,
+        outputs=manifest.outputs,
+        optimizer=training.optimizer,
+        weight_decay=training.weight_decay,
+        clip_grad_norm=training.clip_grad_norm,
+    )
+    directory.mkdir(parents=True, exist_ok=True)
+    with Worker(overlay) as worker:
+        files = worker.generate(proto.SerializeToString(), request, directory)
+    written = save_model(floats, directory / FLOAT_MODEL)
+    return (*files, *written, manifest.write(directory))
