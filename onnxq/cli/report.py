@@ -74,6 +74,7 @@ def report(
     terminal.show(*report_tables.outputs(found))
     if advise:
         terminal.show(*report_tables.advice(found))
+        terminal.lines(*report_tables.instructions(found))
     else:
         terminal.notes(["--advise names the nodes to leave float"])
     terminal.document(found.to_dict())

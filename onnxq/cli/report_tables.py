@@ -5,7 +5,6 @@ from __future__ import annotations
 import yaml
 from rich.console import RenderableType
 from rich.markup import escape
-from rich.text import Text
 
 from onnxq.cli.tables import plain_table
 from onnxq.report.advise import Advice, Charge
@@ -23,33 +22,34 @@ def outputs(found: Advice) -> list[RenderableType]:
 
 
 def advice(found: Advice) -> list[RenderableType]:
-    """The nodes to leave float, why, and how to say so."""
-    parts: list[RenderableType] = []
+    """The nodes to leave float, and why."""
     if not found.condemned:
-        parts.append(f"No node has to be left float: {_limits(found)}.")
+        return []
+    table = plain_table("node", "operator", "because", "in rounds")
+    for node in found.condemned:
+        for number, charge in enumerate(node.charges):
+            names = ("", "") if number else (escape(node.node), escape(node.op_type))
+            table.add_row(*names, escape(_because(charge)), _rounds(charge))
+    return [table]
+
+
+def instructions(found: Advice) -> list[str]:
+    """How to leave the nodes float, in lines to copy; or that none has to be."""
+    lines = []
+    if found.condemned:
+        lines += ["In a configuration of MindSpore Lite's converter, section [common_quant_param]:", ""]
+        lines += [f"skip_quant_node={found.skip_quant_node}", "", "In a recipe:", ""]
+        lines += [yaml.safe_dump({"skip": found.skip}, allow_unicode=True, width=10**6)]
     else:
-        table = plain_table("node", "operator", "because", "in rounds")
-        for node in found.condemned:
-            for number, charge in enumerate(node.charges):
-                names = ("", "") if number else (escape(node.node), escape(node.op_type))
-                table.add_row(*names, escape(_because(charge)), _rounds(charge))
-        parts += [table, Text("for MindSpore Lite's configuration, [common_quant_param]:", style="bold")]
-        parts.append(_verbatim(f"skip_quant_node={found.skip_quant_node}"))
-        parts.append(Text("for a recipe:", style="bold"))
-        parts.append(_verbatim(yaml.safe_dump({"skip": found.skip}, allow_unicode=True, width=1000).rstrip()))
-        if any("," in c.node for c in found.condemned):
-            parts.append("skip_quant_node= cannot name nodes whose names have a comma; they are left out there")
+        lines.append(f"No node has to be left float: {_limits(found)}.")
+    if any("," in node.node for node in found.condemned):
+        lines.append("skip_quant_node= cannot name nodes that have a comma in their names; they are left out there.")
     if found.inherited:
-        parts.append(
+        lines.append(
             f"{found.inherited} other nodes have outputs below a cosine of {found.thresholds.cosine:g}, with an error "
-            "that is mostly in their inputs already: leaving them float does not take it away"
+            "that is mostly in their inputs already: leaving them float does not take it away."
         )
-    return parts
-
-
-def _verbatim(text: str) -> Text:
-    """Text that can be copied: in no style, and broken nowhere."""
-    return Text(text, no_wrap=True, overflow="ignore")
+    return lines
 
 
 def _limits(found: Advice) -> str:

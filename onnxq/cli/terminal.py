@@ -31,6 +31,11 @@ class Terminal:
         for part in parts:
             self._out.print(part)
 
+    def lines(self, *texts: str) -> None:
+        """Show text that is to be copied: broken nowhere."""
+        for text in texts:
+            self._out.print(text, markup=False, soft_wrap=True)
+
     def warn(self, text: str) -> None:
         """Show a warning."""
         self.err.print(f"warning: {text}", style="yellow", markup=False, soft_wrap=True)

@@ -2,7 +2,8 @@
 
 Outputs whose cosine similarity is low, sums and concatenations of inputs with very different ranges, and tensors
 much of which is cut off. What the guide leaves to the reader is decided here: a node is to blame for the error it
-adds, not for the one it inherits; and a value is cut off if it lies more than one step outside, not if it is rounded.
+adds, not for the one it inherits; and a value is cut off if it lies more than one step beyond the last code, not if it
+is rounded or if the error of another node has moved it.
 """
 
 from __future__ import annotations
@@ -205,15 +206,15 @@ def advise(folder: str | Path, thresholds: Thresholds | None = None) -> Advice:
     """
     path, limits = Path(folder), thresholds or Thresholds()
     outputs, numbers = _outputs(path)
-    steps = _steps(path)
+    scales = _scales(path)
     tallies: dict[tuple[str, Rule, str], _Tally] = {}
     op_types: dict[str, str] = {}
     inherited: set[str] = set()
     for number in numbers:
-        facts = _facts(read_round(path, number), steps)
+        facts = _facts(read_round(path, number), scales)
         for node, found in facts.items():
             op_types.setdefault(node, found.op_type)
-            if steps and node not in steps:
+            if scales and node not in scales:
                 continue  # it is float already
             for finding in _findings(node, found, limits):
                 if finding.bad:
@@ -243,18 +244,52 @@ def _outputs(folder: Path) -> tuple[dict[str, tuple[float, float]], list[int]]:
     return {name: (total / count, worst) for name, (total, worst, count) in sums.items()}, sorted(rounds)
 
 
-def _steps(folder: Path) -> dict[str, dict[str, float]]:
-    """The largest scale of each tensor with narrow codes, by node and tensor; 0 where codes are wide."""
-    steps: dict[str, dict[str, float]] = {}
+@dataclass(slots=True)
+class _Scale:
+    """What is known of the codes of a tensor: those of a weight have many scales, and the largest one counts."""
+
+    step: float
+    zero_point: float
+    bits: int
+    count: int = 1
+
+    def cuts(self, origin: tuple[float, float], dequant: tuple[float, float]) -> bool:
+        """Whether values of the float model lie more than a step beyond codes that cannot go further."""
+        if self.bits > _WIDEST or not self.step:
+            return False
+        below, above = dequant[0] - origin[0] > self.step, origin[1] - dequant[1] > self.step
+        if self.count > 1 or not (below or above):
+            return below or above
+        near = 1.5 * self.step  # the lowest code may be left out
+        return any(
+            (below and dequant[0] <= low + near) or (above and dequant[1] >= high - near)
+            for low, high in self._bounds()
+            if low - near <= dequant[0] and dequant[1] <= high + near
+        )
+
+    def _bounds(self) -> Iterator[tuple[float, float]]:
+        """The smallest and the largest value, if codes are unsigned, and if they are signed."""
+        size = 1 << self.bits
+        for first in (0, -(size // 2)):
+            if first <= self.zero_point < first + size:
+                yield (first - self.zero_point) * self.step, (first + size - 1 - self.zero_point) * self.step
+
+
+_Scales = Mapping[str, Mapping[str, _Scale]]
+
+
+def _scales(folder: Path) -> dict[str, dict[str, _Scale]]:
+    """The scales of each tensor, by node and tensor."""
+    scales: dict[str, dict[str, _Scale]] = {}
     for record in read_params(folder):
-        scale, bits = record.number("Scale"), record.number("Bits")
-        known = steps.setdefault(record["NodeName"], {})
-        narrow = bits is not None and bits <= _WIDEST
-        known[record["TensorName"]] = max(known.get(record["TensorName"], 0.0), scale or 0.0) if narrow else 0.0
-    return steps
+        step, zero_point, bits = (record.number(column) or 0.0 for column in ("Scale", "ZeroPoint", "Bits"))
+        known = scales.setdefault(record["NodeName"], {})
+        found = known.setdefault(record["TensorName"], _Scale(step, zero_point, int(bits), 0))
+        found.step, found.count = max(found.step, step), found.count + 1
+    return scales
 
 
-def _facts(records: Iterable[Record], steps: Mapping[str, Mapping[str, float]]) -> dict[str, _Facts]:
+def _facts(records: Iterable[Record], scales: _Scales) -> dict[str, _Facts]:
     """What one round says, by node."""
     facts: dict[str, _Facts] = {}
     for record in records:
@@ -275,19 +310,19 @@ def _facts(records: Iterable[Record], steps: Mapping[str, Mapping[str, float]]) 
         cosine, clip = record.number("CosineSimilarity"), record.number("Clip")
         if activation and cosine is not None and max(map(abs, origin)) > _NOTHING:
             found.cosines[output].append((tensor, cosine))
-        step = _step(steps, record["NodeName"], tensor, bounds)
-        if clip is not None and step and max(origin[1] - bounds[1], bounds[0] - origin[0]) > step:
+        if clip is not None and _cut_off(scales, record["NodeName"], tensor, origin, bounds):
             found.clips.append((tensor, clip))
     return facts
 
 
-def _step(
-    steps: Mapping[str, Mapping[str, float]], node: str, tensor: str, bounds: tuple[float, float]
-) -> float | None:
-    """How far apart two codes of a tensor are; None where nothing can be cut off."""
-    if not steps:
-        return (bounds[1] - bounds[0]) / 255 or None
-    return steps.get(node, {}).get(tensor) or None
+def _cut_off(
+    scales: _Scales, node: str, tensor: str, origin: tuple[float, float], dequant: tuple[float, float]
+) -> bool:
+    """Whether values were cut off, and not only rounded or moved by the errors of other nodes."""
+    if not scales:
+        return _Scale((dequant[1] - dequant[0]) / 255, 0, 8, 2).cuts(origin, dequant)
+    found = scales.get(node, {}).get(tensor)
+    return found is not None and found.cuts(origin, dequant)
 
 
 def _findings(node: str, found: _Facts, limits: Thresholds) -> Iterator[_Finding]:
