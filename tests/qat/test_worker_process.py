@@ -230,6 +230,17 @@ def test_it_ends_with_its_parent(fake, wait, sign):
     assert ("KeyboardInterrupt" in errors) == (sign == signal.SIGINT)
 
 
+def test_what_ctrl_c_means_is_for_the_parent_to_decide(fake):
+    """It reaches the worker too; a parent that saves its work first still needs it."""
+    worker = WorkerProcess(fake("time.sleep(0.3)\nraise ValueError('done')"))
+    threading.Timer(0.1, os.kill, (worker.pid, signal.SIGINT)).start()
+    for _ in range(2):
+        with pytest.raises(TrainingError, match="done"):
+            worker.ask(opening())
+    assert not worker.closed
+    worker.close()
+
+
 def test_an_interrupt_ends_the_request_and_the_worker(fake):
     worker = WorkerProcess(fake("time.sleep(60)"))
     threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGINT)).start()
