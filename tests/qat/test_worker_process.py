@@ -86,18 +86,19 @@ def test_what_it_sees_of_onnxq(fake, tmp_path):
     body = f"""
 import json
 with open({str(said)!r}, "w") as file:
-    json.dump([[name for name in sys.modules if name.startswith("onnxq")], sys.path[0]], file)
+    json.dump([[name for name in sys.modules if name.startswith("onnxq")], sys.path], file)
 raise RuntimeError("enough")
 """
     runtime = fake(body)
     worker = WorkerProcess(runtime)
     with pytest.raises(TrainingError, match="enough"):
         worker.ask(opening())
-    names, first = json.loads(said.read_text())
+    names, path = json.loads(said.read_text())
     worker.close()
     own = {"protocol", "_worker_loop", "_worker_runtime", "_worker_service"}
     assert set(names) == {"onnxq", "onnxq.errors", "onnxq.qat", *(f"onnxq.qat.{name}" for name in own)}
-    assert first == str(runtime.path)
+    assert path[0] == str(runtime.path)
+    assert str(ROOT / "onnxq" / "qat") not in path
 
 
 def test_a_refusal_leaves_it_running(fake):
