@@ -22,6 +22,8 @@ sys.path.insert(0, str(ROOT / "benchmarks"))
 import accuracy  # noqa: E402
 import calibration  # noqa: E402
 import datasets  # noqa: E402
+import dynamic  # noqa: E402
+import encoders  # noqa: E402
 import generated  # noqa: E402
 import graph_work  # noqa: E402
 import latency  # noqa: E402
@@ -223,3 +225,30 @@ def test_latency_is_a_ratio_of_alternated_runs(digits, tmp_path):
     row = latency.alternated({"float": str(MOBILENET), "onnxq": str(tmp_path / "q.onnx")}, 1, 0.3)
     assert row["turns"] * latency.RUNS > 10
     assert row["onnxq / float"] == pytest.approx(row["onnxq"] / row["float"], rel=0.5)
+
+
+# ---- dynamic quantization
+
+
+def test_the_encoder_is_one_that_onnx_runtime_takes_apart_as_a_transformer(tmp_path):
+    encoders.write(
+        tmp_path / "e.onnx", encoders.Size(layers=1, hidden=24, intermediate=48, heads=2, words=16, tokens=8)
+    )
+    session = ort.InferenceSession(str(tmp_path / "e.onnx"))
+    found = session.run(None, {"ids": np.arange(8)[None]})[0]
+    assert found.shape == (1, 8, 24)
+    assert np.isfinite(found).all()
+    assert found.std() > 0.1
+    counts = onnxq.plan_model(tmp_path / "e.onnx", recipe={"scheme": "dynamic"}).plan.counts()
+    assert counts["quantized"] == 7  # six products and the embedding
+
+
+@needs_peer
+def test_dynamic_quantization_is_measured_beside_onnxruntimes(tmp_path):
+    (case,) = dynamic.cases(tools.Options(zoo=None, only=("digits",)))
+    rows = dynamic.measure(case, tools.Options(zoo=None, rounds=1, threads=1, quick=True), tmp_path)
+    assert [row["quantizer"] for row in rows] == ["onnxq", "onnxq, exact ranges", "onnxruntime"]
+    for row in rows:
+        assert float(str(row["cosine"])) > 0.99
+        assert float(row["over float"] or 0) > 0
+    assert float(rows[0]["smaller by"] or 0) > 2
