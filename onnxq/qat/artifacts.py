@@ -136,6 +136,7 @@ def _calibrated(
     ctx = context_for(recipe, reader, threads, progress)
     steps = [*preparation(recipe, ctx.target), *measurement(recipe), *choice(recipe)]
     run_passes(PassManager(steps), graph, ctx)
+    graph.sweep()
     if not ctx.plan:
         raise TrainingError("nothing in this model can be quantized, so there is nothing to train; see 'onnxq inspect'")
     return graph, ctx, (*graph.notes, *notes, *reader.notes)

@@ -28,7 +28,7 @@ from onnxq.qat.ranks import Ranks
 from onnxq.qat.schedules import Schedule, Shape
 from onnxq.runtime import make_session
 
-HISTORY = "history.json"
+HISTORY, OPTIONS = "history.json", "training.json"
 LAST, BEST = "checkpoint.last", "checkpoint.best"
 _MESSAGE = 8
 """How many steps go to the worker at a time."""
@@ -75,6 +75,23 @@ class TrainOptions:
         for name in ("warmup", "checkpoint_every", "seed"):
             if getattr(self, name) < 0:
                 raise TrainingError(f"{name} is {getattr(self, name)}; give 0 or more")
+
+
+def saved_options(directory: str | os.PathLike[str]) -> TrainOptions:
+    """The options that the training of some artifacts began with.
+
+    Raises:
+        TrainingError: If it has not begun.
+    """
+    path = Path(directory) / OPTIONS
+    try:
+        return TrainOptions(**json.loads(path.read_text(encoding="utf-8")))
+    except FileNotFoundError:
+        raise TrainingError(
+            f"{path} does not exist: no training has begun there; begin with 'onnxq qat train'"
+        ) from None
+    except (ValueError, TypeError) as err:
+        raise TrainingError(f"{path} cannot be read: {err}") from err
 
 
 @dataclass(frozen=True)
@@ -279,6 +296,7 @@ class QatTrainer:
         self._state = _State()
         for name in (LAST, BEST, HISTORY):
             (self.directory / name).unlink(missing_ok=True)
+        write_atomically(self.directory / OPTIONS, json.dumps(asdict(self.options), indent=1))
         return []
 
     def _save(self, ranks: Ranks, train: TrainingData, history: list[Progress] | None) -> None:
