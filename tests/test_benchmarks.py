@@ -30,6 +30,7 @@ import latency  # noqa: E402
 import memory  # noqa: E402
 import peer  # noqa: E402
 import tools  # noqa: E402
+import weights  # noqa: E402
 
 needs_peer = pytest.mark.skipif(
     importlib.util.find_spec("sympy") is None, reason="onnxruntime.quantization needs sympy: pip install -e '.[bench]'"
@@ -252,3 +253,13 @@ def test_dynamic_quantization_is_measured_beside_onnxruntimes(tmp_path):
         assert float(str(row["cosine"])) > 0.99
         assert float(row["over float"] or 0) > 0
     assert float(rows[0]["smaller by"] or 0) > 2
+
+
+def test_sizes_of_packed_weights_add_up(tmp_path):
+    onnxq.quantize(MOBILENET, recipe=weights.recipe(5)).save(tmp_path / "m.onnx")
+    found = weights.sizes(tmp_path / "m.onnx")
+    count = sum(
+        int(np.prod(t.dims)) for t in onnx.load(MOBILENET).graph.initializer if len(t.dims) > 1 and np.prod(t.dims) > 1
+    )
+    assert count * 5 / 8 <= found["codes"] <= count * 5 / 8 * 1.01
+    assert found["file"] == (tmp_path / "m.onnx").stat().st_size == sum(found[k] for k in found if k != "file")
