@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 if TYPE_CHECKING:
+    from onnxq.algos.moments import Moments
     from onnxq.algos.weight.codes import WeightCodes
     from onnxq.algos.weight.mixed_bit import FoundStep
     from onnxq.calib.readers import Reader
@@ -40,6 +41,7 @@ class QuantContext:
         balance: What the input channels of a layer were divided by, by node name.
         ranges_learned: What training learns of activations.
         scales_learned: What training learns of weights.
+        moments: Mean and standard deviation of the channels behind each batch normalization, by tensor name.
         weight_codes: How weights become codes where only they do, by their keys in the plan.
         steps: What the search for the step of each of them found, by the same keys.
         rounded: Weights that AdaRound has rounded before, by what they were rounded for: they are taken again. Empty
@@ -64,6 +66,7 @@ class QuantContext:
     factors: dict[str, LayerFactors] = field(default_factory=dict)
     ranges_learned: tuple[LearnedRange, ...] = ()
     scales_learned: tuple[LearnedScale, ...] = ()
+    moments: dict[str, Moments] = field(default_factory=dict)
     weight_codes: dict[str, WeightCodes] = field(default_factory=dict)
     steps: dict[str, FoundStep] = field(default_factory=dict)
     balance: dict[str, NDArray[np.float32]] = field(default_factory=dict)

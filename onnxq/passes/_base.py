@@ -38,6 +38,8 @@ class Fact(Enum):
     """`QuantContext.params` holds the scale and zero point of every planned tensor."""
     CODES = auto()
     """`QuantContext.weight_codes` says how every planned weight becomes codes that are decoded to floats."""
+    MOMENTS = auto()
+    """`QuantContext.moments` holds what batch normalizations said of their outputs."""
     FACTORS = auto()
     """`QuantContext.factors` holds the numbers of every layer that gets codes."""
     LEARNING = auto()
