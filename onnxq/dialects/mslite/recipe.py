@@ -4,8 +4,8 @@ Activations of a configuration without ``target_device`` are int8 and asymmetric
 the same grid, every zero point larger by 128, in the type for which ONNX Runtime has its fastest kernels.
 
 The converter's KL is symmetric whatever the device, which leaves half of the codes behind a Relu unused, and splits
-bins between levels, which cuts inputs of few different values down to the smallest one. Here ranges are as asymmetric as
-the device allows, and bins are not split (a recipe's ``split_bins`` does that).
+bins between levels, which cuts inputs of few different values down to the smallest one. Here ranges are as
+asymmetric as the device allows, and bins are not split (a recipe's ``split_bins`` does that).
 
 Source: MindSpore Lite, tools/converter/quantizer: weight_quantizer.cc, full_quant_quantizer.cc, dynamic_quantizer.cc.
 """
