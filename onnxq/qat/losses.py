@@ -216,9 +216,9 @@ def _append(model: onnx.ModelProto, other: onnx.ModelProto, given: set[str]) -> 
         copy = onnx.TensorProto.FromString(tensor.SerializeToString())
         copy.name = renamed(tensor.name)
         model.graph.initializer.append(copy)
-    for node in other.graph.node:
+    for number, node in enumerate(other.graph.node):
         copy_ = onnx.NodeProto.FromString(node.SerializeToString())
-        copy_.name = f"{LOSS}/{node.name}"
+        copy_.name = f"{LOSS}/{node.name or node.op_type}_{number}"
         copy_.input[:] = [renamed(name) for name in node.input]
         copy_.output[:] = [renamed(name) for name in node.output]
         model.graph.node.append(copy_)

@@ -302,11 +302,11 @@ class QatTrainer:
     def _save(self, ranks: Ranks, train: TrainingData, history: list[Progress] | None) -> None:
         if history is not None:
             write_atomically(self.directory / HISTORY, json.dumps([asdict(p) for p in history], indent=1))
-        state: dict[str, int | float | str] = {  # what checkpoints can hold
-            name: int(value) if isinstance(value, bool) else value for name, value in asdict(self._state).items()
+        state = {
+            "state": json.dumps(asdict(self._state)),
+            "options": json.dumps(_decisive(self.options), sort_keys=True),
+            "data": train.digest(),
         }
-        state["options"] = json.dumps(_decisive(self.options), sort_keys=True)
-        state["data"] = train.digest()
         ranks.first.save_checkpoint(self.directory / LAST, state)
 
     def _go_on(self, properties: Mapping[str, Any], train: TrainingData, history: list[Progress]) -> None:
@@ -326,7 +326,7 @@ class QatTrainer:
             raise TrainingError(
                 f"{train.where} are not the data this training began with; give the same, or start anew"
             )
-        self._state = _state_of(properties)
+        self._state = _State(**json.loads(str(properties["state"])))
         history[:] = [row for row in history if row.step <= self._state.step]
 
     def _resumed(self) -> list[Progress]:
@@ -383,13 +383,6 @@ def _decisive(options: TrainOptions) -> dict[str, Any]:
     for name in ("checkpoint_every", "patience", "metric", "threads"):
         del kept[name]
     return kept
-
-
-def _state_of(properties: Mapping[str, Any]) -> _State:
-    names = _State.__dataclass_fields__
-    values = {name: properties[name] for name in names}
-    values["stopped"] = bool(values["stopped"])
-    return _State(**values)
 
 
 def _count(feed: Feed) -> int:
