@@ -68,7 +68,7 @@ LAYERS: dict[str, set[str]] = {
     "ascend": CORE | {"passes", "pipeline", "instruments", "stages", "ascend"},
     "report": CORE | {"passes._base", "passes._inputs", "result", "pipeline", "instruments", "ascend", "report"},
     "tune": CORE | {"passes", "pipeline", "stages", "instruments", "report", "tune"},
-    "qat": CORE | {"passes", "pipeline", "instruments", "report", "qat"},
+    "qat": CORE | {"passes", "pipeline", "instruments", "result", "report", "qat"},
     "zoo": CORE | {"pipeline", "instruments", "report", "tune", "zoo"},
     "dialects": {*BASE, "", "recipe", "plan", "factors", "calib.readers", "pipeline", "result", "dialects"}
     | {"stages", "live", "ascend", "tune", "shapes", "report"},

@@ -93,6 +93,7 @@ def create(
     config: Config = None,
     target: TargetName = None,
     skip: Skip = None,
+    quantize: Annotated[bool, typer.Option(help="With quantizers; without, the float model is trained.")] = True,
     threads: Threads = 0,
     as_json: Json = False,
 ) -> int:  # fmt: skip
@@ -110,7 +111,7 @@ def create(
     )
     wanted = options.wanted(model)
     with terminal.messages(), terminal.progress() as steps:
-        made = make(model, data, output, recipe=wanted.recipe, threads=threads, progress=steps)
+        made = make(model, data, output, recipe=wanted.recipe, quantize=quantize, threads=threads, progress=steps)
     terminal.notes((*wanted.notes, *made.notes), warning=random is not None)
     terminal.show(*qat_tables.created(made))
     terminal.document(

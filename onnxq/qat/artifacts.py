@@ -70,6 +70,7 @@ def create(
     *,
     recipe: RecipeLike | None = None,
     target: str | None = None,
+    quantize: bool = True,
     threads: int = 0,
     overlay: Overlay | None = None,
     progress: Progress | None = None,
@@ -86,6 +87,7 @@ def create(
         directory: The folder; it is made.
         recipe: What is wanted: `Recipe.training`, and ``trained`` of activations and weights.
         target: Backend, if not the recipe's.
+        quantize: Train with quantizers. Without, the float model is trained; no data are needed then.
         threads: Threads of calibration, 0 for all cores.
         overlay: The training runtime; found in the cache by default.
         progress: Is told how far calibration is.
@@ -96,9 +98,13 @@ def create(
     recipe_ = recipe_of(recipe, target)
     graph, source = open_model(model)
     sha256 = "" if source is None else file_sha256(source)
-    floats, ctx, notes = _calibrated(graph, data, recipe_, threads, progress)
-    learning = floats.copy()
-    PassManager([InsertFakeQuant()], initial=frozenset({Fact.PLAN, Fact.PARAMS})).run_each(learning, ctx)
+    if quantize:
+        floats, ctx, notes = _calibrated(graph, data, recipe_, threads, progress)
+        learning = floats.copy()
+        PassManager([InsertFakeQuant()], initial=frozenset({Fact.PLAN, Fact.PARAMS})).run_each(learning, ctx)
+    else:
+        floats, ctx, notes = _prepared(graph, recipe_)
+        learning = floats.copy()
     parameters = _existing(trainable(floats, recipe_.training.freeze), learning)
     run_passes(PassManager([LegalizeForTraining()], initial=frozenset({Fact.LEARNING, Fact.SHAPES})), learning, ctx)
     proto = _readable(learning)
@@ -122,6 +128,14 @@ def create(
     )
     files = _write(Path(directory), proto, floats, manifest, overlay)
     return Artifacts(Path(directory), manifest, files, ctx.plan or Plan(), notes)
+
+
+def _prepared(graph: GraphModel, recipe: Recipe) -> tuple[GraphModel, QuantContext, tuple[str, ...]]:
+    """The float model in the form it would be quantized in."""
+    ctx = context_for(recipe, None, 1, None)
+    run_passes(PassManager(preparation(recipe, ctx.target, select=False)), graph, ctx)
+    graph.sweep()
+    return graph, ctx, tuple(graph.notes)
 
 
 def _calibrated(

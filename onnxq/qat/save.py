@@ -19,6 +19,7 @@ from onnxq.passes._base import Fact, Pass, PassManager
 from onnxq.passes.fit_scales import FitScales
 from onnxq.passes.select_layers import SelectLayers
 from onnxq.pipeline import context_for, insertion, result_of, run_passes, twin
+from onnxq.plan import Plan
 from onnxq.qat.manifest import FLOAT_MODEL, Manifest
 from onnxq.qat.overlay import Overlay
 from onnxq.qat.trainer import BEST, LAST
@@ -55,7 +56,7 @@ def trained_values(
 
 
 def quantized(directory: str | os.PathLike[str], values: Mapping[str, NDArray[Any]]) -> Result:
-    """The quantized model that trained parameters make.
+    """The quantized model that trained parameters make; the float model, where it was trained without quantizers.
 
     Trained weights take the place of the old ones; ranges and scales become scales and zero points as
     `onnxq.learned` says; then the passes that end every quantization insert them.
@@ -75,6 +76,9 @@ def quantized(directory: str | os.PathLike[str], values: Mapping[str, NDArray[An
     graph = load_model(folder / FLOAT_MODEL)
     _take_weights(graph, manifest, values)
     original = graph.copy()
+    if not (manifest.ranges or manifest.scales):
+        note = "the model was trained without quantizers: it is a float model"
+        return Result(graph, Plan(), {}, (), manifest.recipe, 0, (note,), None, original)
     ctx = context_for(manifest.recipe, None, 1, None)
     run_passes(PassManager([SelectLayers()], initial=_PREPARED), graph, ctx)
     ctx.params = _params(graph, manifest, values)

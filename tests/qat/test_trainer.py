@@ -262,3 +262,16 @@ def test_schedules(shape: Any) -> None:
     assert rates[10:] == sorted(rates[10:], reverse=True)
     ends = {"constant": 0.1, "cosine": 0.0, "linear": 0.0, "step": 0.001}
     assert rates[-1] == pytest.approx(ends[shape], abs=2e-3)
+
+
+def test_a_float_model_can_be_trained_too(tmp_path: Path, overlay: Any) -> None:
+    made = create(network(), None, tmp_path / "art", quantize=False, overlay=overlay)
+    assert set(made.manifest.trained) == {"W1", "b1", "W2", "b2"}
+    QatTrainer(made.directory, OPTIONS, overlay=overlay).fit(samples(), evaluation=samples())
+    result = quantized(made.directory, trained_values(made.directory, overlay=overlay))
+    assert not result.changed
+    result.save(tmp_path / "trained.onnx")
+    saved = onnx.load(tmp_path / "trained.onnx")
+    assert accuracy(network()) < 0.8
+    assert accuracy(saved) > 0.97
+    assert {n.op_type for n in saved.graph.node} == {"Conv", "Relu", "Flatten", "Gemm"}
