@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,7 +28,7 @@ class Record:
         return self.cells[column]
 
     def number(self, column: str) -> float | None:
-        """A number; None where the cell is empty.
+        """A number; None where the cell is empty, NaN or infinite.
 
         Raises:
             DataError: If it is no number.
@@ -36,9 +37,10 @@ class Record:
         if not text:
             return None
         try:
-            return float(text)
+            value = float(text)
         except ValueError as err:
             raise DataError(f"{self.where}: {column} is {text!r}; must be a number") from err
+        return value if math.isfinite(value) else None
 
     def one_of(self, column: str, *known: str) -> str:
         """A cell that must be one of a few words.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -255,6 +256,18 @@ def test_columns_may_be_spelled_as_older_converters_did(tmp_path: Path) -> None:
     path = report(tmp_path, [rows]) / "round_0.csv"
     path.write_text(path.read_text().replace("Sparsity", "sparsity"))
     assert named(advise(tmp_path)) == ["a"]
+
+
+def test_numbers_that_are_none_count_for_nothing(tmp_path: Path) -> None:
+    nan, inf = float("nan"), float("inf")
+    rows = [
+        row("a", "x", op="Add", origin=(-inf, inf)),
+        row("a", "z", op="Add"),
+        row("a", "t", output=True, cosine=nan),
+    ]
+    found = advise(report(tmp_path, [rows]))
+    assert not found.condemned
+    json.dumps(found.to_dict(), allow_nan=False)
 
 
 @pytest.mark.parametrize("limits", [{"cosine": 2.0}, {"clip": -0.1}, {"rounds": 1.5}, {"range_ratio": 0.5}])
