@@ -69,9 +69,9 @@ class MsliteJob:
         """
         if self.data is None:
             return self
-        samples = wanted.samples or self.data.samples
         layouts = wanted.bin_layout or self.data.layouts
-        return replace(self, data=replace(self.data, preprocess=wanted.preprocess, layouts=layouts, samples=samples))
+        data = replace(self.data, preprocess=wanted.preprocess, layouts=layouts, samples=wanted.samples)
+        return replace(self, data=data)
 
     def without_data(self) -> MsliteJob:
         """The same for data from elsewhere."""

@@ -147,7 +147,7 @@ def _rules(config: MsliteConfig) -> tuple[Rule, ...]:
 
 
 def _calibration(config: MsliteConfig) -> CalibrationConfig:
-    return CalibrationConfig(preprocess=preprocess_of(config.data))
+    return CalibrationConfig(samples=config.data.calibrate_size, preprocess=preprocess_of(config.data))
 
 
 def preprocess_of(data: DataParam) -> ImagePreprocess | None:

@@ -172,6 +172,8 @@ def test_binary_files():
     found = to_data(config, "NCHW", {"x": (1, 2)})
     assert (found.kind, found.layouts, found.samples, found.shapes) == ("bin", "NCHW", 3, {"x": (1, 2)})
     assert found.preprocess is None
+    full = parse_config("[common_quant_param]\nquant_type=FULL_QUANT\n[data_preprocess_param]\ncalibrate_size=3\n")
+    assert to_recipe(full).calibration.samples == 3
     assert to_data(config).layouts == "NHWC"
     assert to_data(parse_config("")) is None
 
