@@ -157,13 +157,18 @@ def test_documents_have_no_paths_of_a_machine(path):
     assert not re.search(r"(?<![\w.])/(home|root|work|tmp|Users|opt)/", path.read_text(encoding="utf-8"))
 
 
-@pytest.mark.parametrize("name", ["README.md", "docs/tutorial.md", "docs/why_not_quantized.md"])
+RUN = ["README.md", "docs/tutorial.md", "docs/why_not_quantized.md", "docs/migrating_from_mindspore_lite.md"]
+
+
+@pytest.mark.parametrize("name", RUN)
 def test_blocks_run(name, tmp_path):
     """Commands, recipes and code, in order and in one process each; what one writes the next may read."""
     shutil.copytree(ROOT / "models", tmp_path / "models", ignore=shutil.ignore_patterns("train", "__pycache__"))
     code = []
     for language, text in BLOCK.findall((ROOT / name).read_text(encoding="utf-8")):
-        if language == "yaml":
+        if language == "ini":
+            (tmp_path / text.splitlines()[0][2:]).write_text(text, encoding="utf-8")
+        elif language == "yaml":
             first = text.splitlines()[0]
             file = tmp_path / (first[2:] if first.startswith("# ") else "block.yaml")
             file.write_text(text, encoding="utf-8")

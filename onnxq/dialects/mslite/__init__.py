@@ -2,7 +2,7 @@
 
     from onnxq.dialects import mslite
 
-    config = mslite.load_config("full_quant.cfg")
+    done = mslite.convert_model("ONNX", "model.onnx", "model_int8", "full_quant.cfg")
 
 Names are imported when they are first used.
 """
@@ -13,15 +13,35 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from onnxq.dialects.mslite.flags import Flags
+    from onnxq.dialects.mslite.job import Conversion, MsliteJob, convert_model, prepare
     from onnxq.dialects.mslite.params import MsliteConfig, is_mslite_config, load_config, parse_config
+    from onnxq.dialects.mslite.recipe import to_recipe
 
-__all__ = ["MsliteConfig", "is_mslite_config", "load_config", "parse_config"]
+__all__ = [
+    "Conversion",
+    "Flags",
+    "MsliteConfig",
+    "MsliteJob",
+    "convert_model",
+    "is_mslite_config",
+    "load_config",
+    "parse_config",
+    "prepare",
+    "to_recipe",
+]
 
 _HOMES = {
+    "Conversion": "job",
+    "Flags": "flags",
     "MsliteConfig": "params",
+    "MsliteJob": "job",
+    "convert_model": "job",
     "is_mslite_config": "params",
     "load_config": "params",
     "parse_config": "params",
+    "prepare": "job",
+    "to_recipe": "recipe",
 }
 
 
