@@ -150,18 +150,12 @@ class MsliteJob:
         return err
 
 
-def prepare(
-    config: str | os.PathLike[str] | MsliteConfig,
-    *,
-    layout: Layout | None = None,
-    shapes: Mapping[str, Sequence[int]] | None = None,
-) -> MsliteJob:
+def prepare(config: str | os.PathLike[str] | MsliteConfig, *, layout: Layout | None = None) -> MsliteJob:
     """Read a configuration and find out what it means.
 
     Args:
         config: The file, or what it says.
         layout: Order of the numbers in .bin files of 4 dimensions; None for NHWC, as the converter has it.
-        shapes: Shapes of inputs with free dimensions.
 
     Raises:
         RecipeError: If it does not fit; it names all problems and their lines.
@@ -169,7 +163,7 @@ def prepare(
     found = config if isinstance(config, MsliteConfig) else load_config(config)
     debug = found.common.debug_info_save_path
     wanted = needs_data(found) or debug is not None
-    data = to_data(found, layout, shapes) if wanted else None
+    data = to_data(found, layout) if wanted else None
     return MsliteJob(found, to_recipe(found), data, notes_of(found), None if debug is None else Path(debug))
 
 
@@ -261,7 +255,7 @@ def convert_model(
     model, output = Path(model_file), output_path(output_file)
     _check_output(model, output)
     shapes = parse_shapes(input_shape) if isinstance(input_shape, str) else dict(input_shape or {})
-    job = None if config_file is None else prepare(config_file, layout=options.layout, shapes=shapes or None)
+    job = None if config_file is None else prepare(config_file, layout=options.layout)
     _check_debug(job)
     source = fix_shapes(model, shapes) if shapes else model
     notes = [*options.notes(), *(("there is no configFile: nothing is quantized",) if job is None else job.notes)]

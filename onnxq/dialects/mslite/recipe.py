@@ -179,13 +179,12 @@ def needs_data(config: MsliteConfig) -> bool:
     return config.common.quant_type == FULL_QUANT or (mixed and config.mixed_bit.auto_tune)
 
 
-def to_data(config: MsliteConfig, layout: Layout | None = None, shapes: Any = None) -> Folders | None:  # noqa: ANN401
+def to_data(config: MsliteConfig, layout: Layout | None = None) -> Folders | None:
     """The calibration data; None where the configuration names none.
 
     Args:
         config: The configuration.
         layout: Order of the numbers in .bin files of 4 dimensions; None for NHWC, as the converter has it.
-        shapes: Shapes of inputs with free dimensions.
     """
     data = config.data
     if not data.calibrate_path:
@@ -195,7 +194,6 @@ def to_data(config: MsliteConfig, layout: Layout | None = None, shapes: Any = No
         kind=_KINDS[data.input_type],
         preprocess=preprocess_of(data),
         layouts=layout or "NHWC",
-        shapes=shapes,
         samples=data.calibrate_size,
     )
 

@@ -169,8 +169,8 @@ def test_images_as_they_are_decoded():
 
 def test_binary_files():
     config = parse_config("[data_preprocess_param]\ncalibrate_path=x:d\ncalibrate_size=3\ninput_type=BIN\n")
-    found = to_data(config, "NCHW", {"x": (1, 2)})
-    assert (found.kind, found.layouts, found.samples, found.shapes) == ("bin", "NCHW", 3, {"x": (1, 2)})
+    found = to_data(config, "NCHW")
+    assert (found.kind, found.layouts, found.samples) == ("bin", "NCHW", 3)
     assert found.preprocess is None
     full = parse_config("[common_quant_param]\nquant_type=FULL_QUANT\n[data_preprocess_param]\ncalibrate_size=3\n")
     assert to_recipe(full).calibration.samples == 3
