@@ -209,7 +209,7 @@ def _glued_comment(text: str) -> int:
     return found.start() if len(fields) > 1 else 0
 
 
-def _number(value: float) -> float:
+def shortest(value: float) -> float:
     """The shortest decimal that is this float32: 0.01, not 0.009999999776."""
     return float(str(np.float32(value)))
 
@@ -268,7 +268,7 @@ class _Reader:
         return tuple(result)
 
     def _calibration(self, found: Message, entry: Entry) -> Calibration:
-        dmq = _number(found.dmq_balancer.migration_strength) if found.HasField("dmq_balancer") else None
+        dmq = shortest(found.dmq_balancer.migration_strength) if found.HasField("dmq_balancer") else None
         bad = bad_strength(dmq) if dmq is not None else ""
         if bad:
             line = entry.children("dmq_balancer")[0].line_of("migration_strength")
@@ -317,10 +317,10 @@ def _mentions(root: Entry, name: str, values: list[str]) -> tuple[Mention, ...]:
 
 def _ifmr(found: Message) -> Ifmr:
     return Ifmr(
-        search_range=(_number(found.search_range_start), _number(found.search_range_end)),
-        search_step=_number(found.search_step),
-        max_percentile=_number(found.max_percentile),
-        min_percentile=_number(found.min_percentile),
+        search_range=(shortest(found.search_range_start), shortest(found.search_range_end)),
+        search_step=shortest(found.search_step),
+        max_percentile=shortest(found.max_percentile),
+        min_percentile=shortest(found.min_percentile),
         asymmetric=_asymmetric(found),
         num_bits=_bits(found),
     )
@@ -333,9 +333,9 @@ def _hfmg(found: Message) -> Hfmg:
 def _ada(found: Message) -> Ada:
     return Ada(
         num_iteration=found.num_iteration,
-        reg_param=_number(found.reg_param),
-        beta_range=(_number(found.beta_range_start), _number(found.beta_range_end)),
-        warm_start=_number(found.warm_start),
+        reg_param=shortest(found.reg_param),
+        beta_range=(shortest(found.beta_range_start), shortest(found.beta_range_end)),
+        warm_start=shortest(found.warm_start),
         channel_wise=found.channel_wise if found.HasField("channel_wise") else None,
     )
 

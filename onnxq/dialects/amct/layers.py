@@ -24,6 +24,7 @@ class Layer:
         dilated: Whether a convolution has a dilation above 1.
         depthwise: Whether a convolution has one input channel per group, and several groups.
         bias: Whether it has a bias of its own.
+        in_channels: What its weight sums over, of one group; None where it has none, or nobody knows.
     """
 
     name: str
@@ -34,6 +35,7 @@ class Layer:
     dilated: bool = False
     depthwise: bool = False
     bias: bool = False
+    in_channels: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +102,15 @@ def _layer(result: Result, name: str, op_type: str) -> Layer:
         dilated=any(d > 1 for d in node.attrs.get("dilations", ())),
         depthwise=op_type == "Conv" and group > 1 and len(shape) > 1 and shape[1] == 1,
         bias=len(inputs) > 2 and bool(inputs[2].name),
+        in_channels=_in_channels(op_type, shape, transposed=bool(node.attrs.get("transB", 0))),
     )
+
+
+def _in_channels(op_type: str, shape: tuple[int | str | None, ...], *, transposed: bool) -> int | None:
+    if len(shape) < 2:
+        return None
+    found = shape[1] if op_type == "Conv" or transposed else shape[-2] if op_type == "MatMul" else shape[0]
+    return found if isinstance(found, int) else None
 
 
 def _batch(result: Result) -> int | None:

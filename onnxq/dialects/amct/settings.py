@@ -12,15 +12,14 @@ from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from onnxq.dialects.amct.algorithms import ActivationAlgorithm, Ada, Arq, Ifmr, Nuq, WeightAlgorithm
-from onnxq.dialects.amct.config import AmctConfig, Calibration, Mention
+from onnxq.dialects.amct.config import AmctConfig, Calibration
 from onnxq.dialects.amct.layers import Layer, Layers
-from onnxq.dialects.amct.names import LAYER_TYPES, TENSOR_QUANTIZABLE, module_path
+from onnxq.dialects.amct.names import TENSOR_QUANTIZABLE
+from onnxq.dialects.amct.naming import Naming, listed
 from onnxq.dialects.problems import Problem, refuse
-from onnxq.errors import nearest
 
 CHANNEL_WISE = frozenset({"Conv", "ConvTranspose"})
 """Operators whose weights AMCT gives one scale per output channel."""
-MOST_NAMES = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,14 +104,11 @@ class _Resolver:
     problems: list[Problem] = field(default_factory=list)
     plain_notes: list[str] = field(default_factory=list)
     grouped: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
-    aliases: dict[str, str] = field(default_factory=dict)
+    naming: Naming = field(init=False)
     skipped: set[str] = field(default_factory=set)
 
     def run(self) -> Resolved:
-        aliases: dict[str, list[str]] = defaultdict(list)
-        for name in self.known.quantizable:
-            aliases[module_path(name)].append(name)
-        self.aliases = {path: names[0] for path, names in aliases.items() if path and len(names) == 1}
+        self.naming = Naming(self.known, self.problems, self.plain_notes)
         self.skipped = self._skipped()
         of_layer, of_type = self._overrides()
         settings = {
@@ -120,51 +116,16 @@ class _Resolver:
             for name, layer in self.known.quantizable.items()
         }
         tensors = tuple(self._tensors())
-        fusion = tuple(found for m in self.config.skip_fusion_layers if (found := self._any_node(m)))
+        fusion = tuple(found for m in self.config.skip_fusion_layers if (found := self.naming.node(m)))
         refuse(self.config.source, self.problems)
         return Resolved(settings, tensors, fusion, tuple(self._notes()))
 
     # ---- names -----------------------------------------------------------------------------
 
-    def _any_node(self, mention: Mention) -> str:
-        """The node that is meant; empty, with a problem, where there is none."""
-        name = mention.name
-        if name in self.aliases and name not in self.known.quantizable:
-            name = self.aliases[name]
-            self.plain_notes.append(f"{mention.name!r} is the torch module that became the node {name!r}")
-        if name in self.known.quantizable or name in self.known.others:
-            return name
-        names = [*self.known.quantizable, *self.known.others, *self.aliases]
-        hint = nearest(mention.name, names) or _first(self.known.quantizable)
-        self.problems.append(Problem(mention.line, f"the model has no layer {mention.name!r}{hint}"))
-        return ""
-
-    def _layer_name(self, mention: Mention) -> str:
-        """The quantizable layer that is meant; empty, with a problem, where there is none."""
-        name = self._any_node(mention)
-        if not name or name in self.known.quantizable:
-            return name
-        reason = self.known.reasons.get(name) or "AMCT does not quantize such layers"
-        op = self.known.others[name].op_type
-        self.problems.append(Problem(mention.line, f"layer {name!r} ({op}) stays float: {reason}"))
-        return ""
-
-    def _of_type(self, mention: Mention) -> list[str]:
-        """The quantizable layers of a type."""
-        found = LAYER_TYPES.get(mention.name)
-        if found is None:
-            hint = nearest(mention.name, LAYER_TYPES) or f"; known: {', '.join(sorted(LAYER_TYPES))}"
-            self.problems.append(Problem(mention.line, f"AMCT has no layer type {mention.name!r}{hint}"))
-            return []
-        names = [name for name, layer in self.known.quantizable.items() if found.matches(layer)]
-        if not names:
-            self.plain_notes.append(f"the model has no layer of type {mention.name} that could be quantized")
-        return names
-
     def _skipped(self) -> set[str]:
-        skipped = {name for mention in self.config.skip_layer_types for name in self._of_type(mention)}
+        skipped = {name for mention in self.config.skip_layer_types for name in self.naming.of_type(mention)}
         for mention in self.config.skip_layers:
-            name = self._any_node(mention)
+            name = self.naming.node(mention)
             if name in self.known.others:
                 self.plain_notes.append(f"skip_layers: {name!r} stays float anyway")
             skipped.add(name)
@@ -175,10 +136,10 @@ class _Resolver:
         of_layer: dict[str, list[_Level]] = defaultdict(list)
         of_type: dict[str, list[_Level]] = defaultdict(list)
         for override in self.config.types:
-            for name in self._of_type(override.match):
+            for name in self.naming.of_type(override.match):
                 of_type[name].insert(0, _Level("type", override.calibration, override.match.line))
         for override in self.config.layers:
-            name = self._layer_name(override.match)
+            name = self.naming.layer(override.match)
             if of_layer[name] and name:
                 self.plain_notes.append(
                     f"override_layer_configs names {name!r} twice: what is written later wins where both say something"
@@ -276,7 +237,7 @@ class _Resolver:
     def _tensors(self) -> Iterator[TensorSettings]:
         seen: dict[str, int] = {}
         for wish in self.config.tensors:
-            name = self._any_node(wish.layer)
+            name = self.naming.node(wish.layer)
             node = self.known.nodes.get(name)
             if node is None:
                 continue
@@ -311,7 +272,7 @@ class _Resolver:
         if any(c.weight_compress_only for c in calibrations):
             yield "weight_compress_only has no effect: activations are quantized too"
         for text, names in self.grouped.items():
-            yield f"{text} {_listed(names)}"
+            yield f"{text} {listed(names)}"
 
 
 def _takes_int16(layer: Layer) -> bool:
@@ -333,14 +294,3 @@ def _takes_nuq(layer: Layer) -> bool:
 
 def _two_variables(layer: Layer) -> bool:
     return layer.op_type == "MatMul" and layer.weight_rank is None
-
-
-def _listed(names: list[str]) -> str:
-    shown = ", ".join(repr(name) for name in names[:MOST_NAMES])
-    more = len(names) - MOST_NAMES
-    return f"{shown} and {more} more" if more > 0 else shown
-
-
-def _first(names: Mapping[str, Layer]) -> str:
-    """What layers are called in this model, where no name is near."""
-    return f"; its layers are called {_listed(list(names))}" if names else ""

@@ -1,0 +1,135 @@
+"""Messages of retrain_config.proto; written by ``python -m onnxq.dialects.amct.proto.generate``, not by hand."""
+
+from google.protobuf import descriptor_pool, message_factory  # type: ignore[import-untyped]
+
+DESCRIPTOR = descriptor_pool.Default().AddSerializedFile(
+    b'\n.onnxq/dialects/amct/pr'
+    b'oto/retrain_config.proto'
+    b'\x12\x12onnxq.amct.retrain"\x8f\x05\n'
+    b'\x11AMCTRetrainConfig\x12\x14\n\tba'
+    b'tch_num\x18\x01 \x01(\r:\x011\x12M\n\x19retr'
+    b'ain_data_quant_config\x18\x02 '
+    b'\x01(\x0b2*.onnxq.amct.retrain'
+    b'.RetrainDataQuantConfig\x12'
+    b'Q\n\x1bretrain_weight_quant_'
+    b'config\x18\x03 \x01(\x0b2,.onnxq.amc'
+    b't.retrain.RetrainWeightQ'
+    b'uantConfig\x12\x13\n\x0bskip_layer'
+    b's\x18\x04 \x03(\t\x12H\n\x16override_laye'
+    b'r_configs\x18\x05 \x03(\x0b2(.onnxq.'
+    b'amct.retrain.RetrainOver'
+    b'rideLayer\x12\x18\n\x10skip_layer_'
+    b'types\x18\x06 \x03(\t\x12J\n\x14override_'
+    b'layer_types\x18\x07 \x03(\x0b2,.onnx'
+    b'q.amct.retrain.RetrainOv'
+    b'errideLayerType\x125\n\x0cprune'
+    b'_config\x18\x08 \x01(\x0b2\x1f.onnxq.am'
+    b'ct.retrain.PruneConfig\x12!'
+    b'\n\x19regular_prune_skip_lay'
+    b'ers\x18\t \x03(\t\x12 \n\x18regular_pru'
+    b'ne_skip_types\x18\n \x03(\t\x12\x19\n\x11q'
+    b'uant_skip_layers\x18\x0b \x03(\t\x12\x18'
+    b'\n\x10quant_skip_types\x18\x0c \x03(\t'
+    b'\x12L\n\x18fakequant_precision_'
+    b'mode\x18\x15 \x01(\x0e2*.onnxq.amct.'
+    b'retrain.FakequantPrecisi'
+    b'onMode"g\n\x16RetrainDataQua'
+    b'ntConfig\x12:\n\x0culq_quantize'
+    b'\x18\r \x01(\x0b2".onnxq.amct.retr'
+    b'ain.ActULQquantizeH\x00B\x11\n\x0f'
+    b'data_quant_algo"\x8f\x01\n\x0eActU'
+    b'LQquantize\x124\n\x0cclip_max_m'
+    b'in\x18\x01 \x01(\x0b2\x1e.onnxq.amct.re'
+    b'train.ClipMaxMin\x12\x11\n\tfixe'
+    b'd_min\x18\x02 \x01(\x08\x124\n\x08dst_type\x18'
+    b'\x03 \x01(\x0e2\x1c.onnxq.amct.retra'
+    b'in.DataType:\x04INT8"0\n\nCli'
+    b'pMaxMin\x12\x10\n\x08clip_max\x18\x03 \x02('
+    b'\x02\x12\x10\n\x08clip_min\x18\x05 \x02(\x02"\xa0\x01\n\x18'
+    b'RetrainWeightQuantConfig'
+    b'\x125\n\x0barq_retrain\x18\x01 \x01(\x0b2\x1e.'
+    b'onnxq.amct.retrain.ARQRe'
+    b'trainH\x00\x128\n\x0bulq_retrain\x18\x02'
+    b' \x01(\x0b2!.onnxq.amct.retrai'
+    b'n.WtsULQRetrainH\x00B\x13\n\x11wei'
+    b'ght_quant_algo"X\n\nARQRet'
+    b'rain\x124\n\x08dst_type\x18\x01 \x01(\x0e2\x1c'
+    b'.onnxq.amct.retrain.Data'
+    b'Type:\x04INT8\x12\x14\n\x0cchannel_wi'
+    b'se\x18\x02 \x01(\x08"[\n\rWtsULQRetrai'
+    b'n\x124\n\x08dst_type\x18\x01 \x01(\x0e2\x1c.on'
+    b'nxq.amct.retrain.DataTyp'
+    b'e:\x04INT8\x12\x14\n\x0cchannel_wise\x18'
+    b'\x02 \x01(\x08"\x83\x02\n\x14RetrainOverrid'
+    b'eLayer\x12\x12\n\nlayer_name\x18\x01 \x02'
+    b'(\t\x12M\n\x19retrain_data_quant'
+    b'_config\x18\x02 \x01(\x0b2*.onnxq.am'
+    b'ct.retrain.RetrainDataQu'
+    b'antConfig\x12Q\n\x1bretrain_wei'
+    b'ght_quant_config\x18\x03 \x01(\x0b2,'
+    b'.onnxq.amct.retrain.Retr'
+    b'ainWeightQuantConfig\x125\n\x0c'
+    b'prune_config\x18\x04 \x01(\x0b2\x1f.onn'
+    b'xq.amct.retrain.PruneCon'
+    b'fig"\x87\x02\n\x18RetrainOverrideL'
+    b'ayerType\x12\x12\n\nlayer_type\x18\x01'
+    b' \x02(\t\x12M\n\x19retrain_data_qua'
+    b'nt_config\x18\x02 \x01(\x0b2*.onnxq.'
+    b'amct.retrain.RetrainData'
+    b'QuantConfig\x12Q\n\x1bretrain_w'
+    b'eight_quant_config\x18\x03 \x01(\x0b'
+    b'2,.onnxq.amct.retrain.Re'
+    b'trainWeightQuantConfig\x125'
+    b'\n\x0cprune_config\x18\x04 \x01(\x0b2\x1f.o'
+    b'nnxq.amct.retrain.PruneC'
+    b'onfig"\x92\x01\n\x0bPruneConfig\x129\n'
+    b'\rfilter_pruner\x18\x01 \x01(\x0b2 .o'
+    b'nnxq.amct.retrain.Filter'
+    b'PrunerH\x00\x12>\n\x11n_out_of_m_p'
+    b'runer\x18\x02 \x01(\x0b2!.onnxq.amct'
+    b'.retrain.NOutOfMPrunerH\x00'
+    b'B\x08\n\x06pruner"|\n\x0cFilterPrun'
+    b'er\x12W\n\x1dbalanced_l2_norm_f'
+    b'ilter_prune\x18\x01 \x01(\x0b2..onnx'
+    b'q.amct.retrain.BalancedL'
+    b'2NormFilterPrunerH\x00B\x13\n\x11f'
+    b'ilter_prune_algo"Q\n\x1aBala'
+    b'ncedL2NormFilterPruner\x12\x13'
+    b'\n\x0bprune_ratio\x18\x01 \x02(\x02\x12\x1e\n\x10a'
+    b'scend_optimized\x18\x02 \x01(\x08:\x04t'
+    b'rue"l\n\rNOutOfMPruner\x12C\n\x12'
+    b'l1_selective_prune\x18\x01 \x01(\x0b'
+    b'2%.onnxq.amct.retrain.L1'
+    b'SelectivePrunerH\x00B\x16\n\x14sel'
+    b'ective_prune_algo"k\n\x11L1S'
+    b'electivePruner\x12>\n\x0fn_out_'
+    b'of_m_type\x18\x01 \x01(\x0e2\x1f.onnxq.'
+    b'amct.retrain.NOutOfMType'
+    b':\x04M4N2\x12\x16\n\x0bupdate_freq\x18\x02 '
+    b'\x01(\r:\x010*.\n\x16FakequantPreci'
+    b'sionMode\x12\x14\n\x10FORCE_FP16_Q'
+    b'UANT\x10\x01*)\n\x08DataType\x12\x08\n\x04IN'
+    b'T4\x10\x00\x12\x08\n\x04INT8\x10\x01\x12\t\n\x05INT16\x10'
+    b'\x02*\x17\n\x0bNOutOfMType\x12\x08\n\x04M4N2'
+    b'\x10\x00'
+)
+
+AMCTRetrainConfig = message_factory.GetMessageClass(DESCRIPTOR.message_types_by_name["AMCTRetrainConfig"])
+RetrainDataQuantConfig = message_factory.GetMessageClass(DESCRIPTOR.message_types_by_name["RetrainDataQuantConfig"])
+ActULQquantize = message_factory.GetMessageClass(DESCRIPTOR.message_types_by_name["ActULQquantize"])
+ClipMaxMin = message_factory.GetMessageClass(DESCRIPTOR.message_types_by_name["ClipMaxMin"])
+RetrainWeightQuantConfig = message_factory.GetMessageClass(DESCRIPTOR.message_types_by_name["RetrainWeightQuantConfig"])
+ARQRetrain = message_factory.GetMessageClass(DESCRIPTOR.message_types_by_name["ARQRetrain"])
+WtsULQRetrain = message_factory.GetMessageClass(DESCRIPTOR.message_types_by_name["WtsULQRetrain"])
+RetrainOverrideLayer = message_factory.GetMessageClass(DESCRIPTOR.message_types_by_name["RetrainOverrideLayer"])
+RetrainOverrideLayerType = message_factory.GetMessageClass(DESCRIPTOR.message_types_by_name["RetrainOverrideLayerType"])
+PruneConfig = message_factory.GetMessageClass(DESCRIPTOR.message_types_by_name["PruneConfig"])
+FilterPruner = message_factory.GetMessageClass(DESCRIPTOR.message_types_by_name["FilterPruner"])
+BalancedL2NormFilterPruner = message_factory.GetMessageClass(DESCRIPTOR.message_types_by_name["BalancedL2NormFilterPruner"])
+NOutOfMPruner = message_factory.GetMessageClass(DESCRIPTOR.message_types_by_name["NOutOfMPruner"])
+L1SelectivePruner = message_factory.GetMessageClass(DESCRIPTOR.message_types_by_name["L1SelectivePruner"])
+FORCE_FP16_QUANT = 1
+INT4 = 0
+INT8 = 1
+INT16 = 2
+M4N2 = 0
