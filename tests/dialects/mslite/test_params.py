@@ -243,3 +243,9 @@ def test_other_files_are_not_mistaken_for_it(tmp_path: Path) -> None:
     assert not is_mslite_config(tmp_path / "none.cfg")
     (tmp_path / "x.cfg").write_bytes(b'\xef\xbb\xbf# x\r\n ["full_quant_param"]\r\n')
     assert is_mslite_config(tmp_path / "x.cfg")
+
+
+def test_a_key_with_its_default_is_no_news() -> None:
+    assert (
+        parse_config("[weight_quant_param]\nupdate_mindir=true\nmax_segments=1\nquant_strategy=MAX_MIN\n").notes == ()
+    )
