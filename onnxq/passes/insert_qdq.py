@@ -60,6 +60,7 @@ class InsertQdq(Pass):
             writer.drop(name)
         for activation in plan.activations.values():
             writer.activation(activation)
+        writer.keep_float_layers()
         graph.sort()
         return PassReport(changed=len(plan.weights) + len(plan.activations))
 
@@ -168,6 +169,24 @@ class _Writer:
             return
         result = self._pair(tensor, plan)
         graph.replace_uses(tensor, result, uses)
+
+    def keep_float_layers(self) -> None:
+        """Put something between codes and layers that stay float, where the backend would give these codes as well.
+
+        A Clip without limits changes nothing, and no optimizer takes it away.
+        """
+        graph = self._graph
+        guarded: dict[str, Tensor] = {}
+        for node in graph.nodes(*self._target.codes_weights) if self._target.codes_weights else ():
+            tensor = node.inputs[0]
+            maker = graph.producer(tensor)
+            if maker is None or maker.op != "DequantizeLinear" or not graph.is_constant(node.inputs[1]):
+                continue
+            if tensor.name not in guarded:
+                guarded[tensor.name] = graph.add_node(
+                    "Clip", [tensor], name=f"{tensor.name}_kept_float", dtype=np.float32, shape=graph.shape(tensor)
+                ).outputs[0]
+            graph.set_input(node, 0, guarded[tensor.name])
 
     def _output(self, tensor: Tensor, plan: ActivationPlan) -> None:
         """Codes for all readers of a tensor whose name must stay: its producer gets a new one."""

@@ -64,6 +64,8 @@ class Target:
         limits: What it demands of single operators.
         opset: Oldest operator set it is written in.
         newest_opset: The newest operator set it reads; 0 for any.
+        codes_weights: Operators whose float weights it turns into codes of its own, one scale for all channels, where
+            the input comes out of a DequantizeLinear.
         insertion: Which operators carry the scales.
         schemes: What kinds of quantization it runs; see `onnxq.recipe.Scheme`.
     """
@@ -91,6 +93,7 @@ class Target:
     limits: Mapping[str, Limits] = field(default_factory=lambda: MappingProxyType({}))
     opset: int = 13
     newest_opset: int = 0
+    codes_weights: frozenset[str] = frozenset()
     insertion: str = "qdq"
     schemes: frozenset[str] = frozenset({"static"})
 

@@ -76,5 +76,6 @@ ORT = Target(
     ),
     float_result=frozenset({"Gemm", "MatMul"}),
     safe_pairs=True,
+    codes_weights=frozenset({"Conv", "ConvTranspose", "Gemm"}),
     schemes=frozenset({"static", "weight_only", "dynamic"}),
 )

@@ -203,3 +203,25 @@ def test_narrow_codes_saturate_where_they_end() -> None:
     assert set(np.unique(codes)) <= set(range(16))
     assert codes.min() == 0
     assert codes.max() == 15
+
+
+@pytest.mark.parametrize("op", ["Conv", "ConvTranspose", "Gemm"])
+def test_a_layer_left_float_between_codes_stays_float(op: str) -> None:
+    """ONNX Runtime would give its weights codes of its own, one scale for all channels."""
+    weight = normal(4, 4, 1, 1, seed=1) if op != "Gemm" else normal(4, 4, seed=1)
+    np.moveaxis(weight, 1 if op == "Conv" else 0, 0)[3] = (
+        1000.0  # of an input that is always 0: one scale drowns the rest
+    )
+    constants = {"W": weight, "B": normal(4, seed=2), "E": np.eye(4, dtype=np.float32).reshape(4, 4, 1, 1)}
+    body = f"b = {op}(a, W, B) y = Conv(b, E)"
+    if op == "Gemm":
+        body, constants["F"] = "f = Flatten(a) b = Gemm(f, W, B) y = Gemm(b, F)", normal(4, 4, seed=3)
+    rank = "[N,4]" if op == "Gemm" else "[N,4,1,1]"
+    model = build(f"g (float[N,4,1,1] x) => (float{rank} y) {{ a = Conv(x, E) {body} }}", check=False, **constants)
+    for node in model.graph.node:
+        node.name = node.output[0]
+    data = normal(64, 4, 1, 1)
+    data[:, 3] = 0.0
+    result = onnxq.quantize(model, {"x": data}, recipe={"skip": ["b"], "refine": []}).model
+    wanted, found = (run(result, {"x": data}, optimize=optimize)["y"] for optimize in (False, True))
+    np.testing.assert_allclose(found, wanted, atol=np.abs(wanted).max() / 50)
