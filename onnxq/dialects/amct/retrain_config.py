@@ -107,19 +107,17 @@ class AmctRetrainConfig:
     warnings: tuple[str, ...] = field(default=(), compare=False)
 
     @property
-    def levels(self) -> tuple[Retraining, ...]:
-        """What is said anywhere."""
-        return (self.common, *(o.retraining for o in (*self.types, *self.layers)))
-
-    @property
     def quantizes(self) -> bool:
         """Whether quantization is asked for at all."""
-        return any(level.quantizes for level in self.levels)
+        skipped = {mention.name for mention in self.quant_skip_layers}
+        named = any(o.retraining.quantizes for o in self.layers if o.match.name not in skipped)
+        return named or self.common.quantizes or any(o.retraining.quantizes for o in self.types)
 
     @property
     def prunes(self) -> bool:
         """Whether pruning is asked for at all."""
-        return any(level.prune is not None for level in self.levels)
+        levels = (self.common, *(o.retraining for o in (*self.types, *self.layers)))
+        return any(level.prune is not None for level in levels)
 
 
 def is_retrain_text(text: str) -> bool:

@@ -176,7 +176,7 @@ class _Resolver:
     def _activation(self, layer: Layer, levels: list[_Level]) -> ActivationAlgorithm:
         given = [(level, level.calibration.activation) for level in levels if level.calibration.activation is not None]
         level, found = given[0] if given else (levels[-1], Ifmr())
-        if found.num_bits == 16 and not _takes_int16(layer):
+        if found.num_bits == 16 and not takes_int16(layer):
             what = "dst_type INT16 is for Conv and ConvTranspose with 4-D weights, Gemm with a bias, and MatMul"
             self._not_here(layer, level, what, "INT8 for", strict=("layer",))
             found = replace(found, num_bits=8)
@@ -275,7 +275,8 @@ class _Resolver:
             yield f"{text} {listed(names)}"
 
 
-def _takes_int16(layer: Layer) -> bool:
+def takes_int16(layer: Layer) -> bool:
+    """Whether AMCT gives the activations of a layer 16 bits."""
     if layer.op_type in ("Conv", "ConvTranspose"):
         return layer.weight_rank == 4
     return layer.weight_rank is not None and (layer.op_type == "MatMul" or (layer.op_type == "Gemm" and layer.bias))
