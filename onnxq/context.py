@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from onnxq.calib.readers import Reader
     from onnxq.factors import LayerFactors
     from onnxq.graph import GraphModel
-    from onnxq.learned import LearnedRange, LearnedScale
+    from onnxq.learned import LearnedRange, LearnedScale, MaskedWeight
     from onnxq.passes._base import PassReport
     from onnxq.plan import Plan
     from onnxq.recipe import Recipe
@@ -39,8 +39,11 @@ class QuantContext:
         params: Scale and zero point by tensor name, for activations, weights and biases.
         factors: The numbers by layer, for targets that want them so.
         balance: What the input channels of a layer were divided by, by node name.
+        kept: Which output channels are left of the layers that lost some, by node name.
+        masked: Weights of which two in every four are 0.
         ranges_learned: What training learns of activations.
         scales_learned: What training learns of weights.
+        frozen: Initializers that training keeps without training them: running statistics.
         moments: Mean and standard deviation of the channels behind each batch normalization, by tensor name.
         weight_codes: How weights become codes where only they do, by their keys in the plan.
         steps: What the search for the step of each of them found, by the same keys.
@@ -64,8 +67,11 @@ class QuantContext:
     ranges: dict[str, tuple[float, float]] = field(default_factory=dict)
     params: dict[str, QuantParams] = field(default_factory=dict)
     factors: dict[str, LayerFactors] = field(default_factory=dict)
+    kept: dict[str, NDArray[np.int64]] = field(default_factory=dict)
+    masked: tuple[MaskedWeight, ...] = ()
     ranges_learned: tuple[LearnedRange, ...] = ()
     scales_learned: tuple[LearnedScale, ...] = ()
+    frozen: tuple[str, ...] = ()
     moments: dict[str, Moments] = field(default_factory=dict)
     weight_codes: dict[str, WeightCodes] = field(default_factory=dict)
     steps: dict[str, FoundStep] = field(default_factory=dict)
