@@ -30,7 +30,7 @@ MODELS = Path(__file__).parents[1] / "models"
 WIDTHS = {"A8W8": (8, 8), "A8W4": (8, 4), "A4W4": (4, 4), "A4W2": (4, 2)}
 """Bits of activations and of weights."""
 SEEDS = (0, 1, 2)
-OPTIONS = TrainOptions(epochs=8, batch_size=32, learning_rate=1e-3)
+OPTIONS = TrainOptions(epochs=12, batch_size=32, learning_rate=2e-3)
 Arrays = dict[str, NDArray[Any]]
 
 

@@ -8,18 +8,22 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from onnxq.algos.lsq import TINY, gradient_scale
+from onnxq.algos.weight import mse
 from onnxq.errors import RecipeError
 from onnxq.graph import GraphModel, Node, Tensor
 from onnxq.learned import LearnedScale
 from onnxq.passes._linear import LINEAR_OPS
 from onnxq.passes._training_ops import Chain
+from onnxq.passes._weights import weight_value
 from onnxq.plan import Plan, WeightPlan
-from onnxq.recipe import LSQ
+from onnxq.recipe import LSQ, AbsMax
 from onnxq.spec import PerAxis, PerBlock, QuantParams
 
 if TYPE_CHECKING:
     from onnxq.context import QuantContext
 
+_EASY = 8
+"""With fewer bits training begins with the scales of least squared error: from the largest magnitudes it takes long."""
 _AXES_AS_INPUT = 18
 """The first operator set whose ReduceMax takes its axes as an input."""
 
@@ -48,6 +52,8 @@ def _learned(graph: GraphModel, weight: WeightPlan, ctx: QuantContext) -> Learne
         return LearnedScale(weight.key, name, "arq", spec, full_range=ctx.target.full_range)
     rate = ctx.recipe.training.scale_rate
     scale = ctx.params[weight.key].scale
+    if spec.bits < _EASY and isinstance(weight.method, AbsMax):
+        scale = mse.find_params(weight_value(graph, weight), spec, mse.MseConfig()).scale
     start = np.log(scale.astype(np.float64)) / rate
     rank = graph.rank(node.inputs[weight.index]) or 1
     shape = _along(spec.granularity.axis, rank) if isinstance(spec.granularity, PerAxis) else (1,) * rank
