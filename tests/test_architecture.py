@@ -71,7 +71,7 @@ LAYERS: dict[str, set[str]] = {
     "qat": CORE | {"passes", "pipeline", "instruments", "result", "report", "qat"},
     "zoo": CORE | {"pipeline", "instruments", "report", "tune", "zoo"},
     "dialects": {*BASE, "", "recipe", "plan", "factors", "calib.readers", "pipeline", "result", "dialects"}
-    | {"stages", "live", "ascend", "tune", "shapes", "report"},
+    | {"stages", "live", "ascend", "tune", "shapes", "report", "qat", "runtime"},
     "cli": {*BASE, "", "recipe", "plan", "targets", "pipeline", "instruments", "cli"}
     | {"report", "tune", "qat", "zoo", "dialects", "packing"},
     "": CORE | {"passes._base", "pipeline", "result", "instruments", "report.debug", "report.debug_files", ""},
@@ -302,7 +302,8 @@ BROKEN: list[tuple[Rule, str, str, str]] = [
     (light_layers, "targets.x", "import numpy as np", "imports numpy"),
     (single_importers, "calib.x", "import onnxruntime as ort",
      "imports onnxruntime, which is the business of runtime and qat._worker_runtime"),
-    (single_importers, "runtimes.x", "import onnxruntime", "imports onnxruntime, which is the business of runtime and qat._worker_runtime"),
+    (single_importers, "runtimes.x", "import onnxruntime",
+     "imports onnxruntime, which is the business of runtime and qat._worker_runtime"),
     (single_importers, "passes.x", "from onnx_graphsurgeon import Node",
      "imports onnx_graphsurgeon, which is the business of graph and _graph"),
     (single_importers, "report.x", "from rich.table import Table",

@@ -14,6 +14,7 @@ import numpy as np
 
 from onnxq.errors import TrainingError
 from onnxq.learned import LearnedRange, LearnedScale, spec_from_dict, spec_to_dict
+from onnxq.modelio import file_sha256
 from onnxq.qat.losses import LossInput
 from onnxq.recipe import Recipe
 from onnxq.spec import QuantParams
@@ -95,6 +96,11 @@ class Manifest:
         path = directory / MANIFEST
         write_atomically(path, json.dumps(content, indent=1, allow_nan=False))
         return path
+
+    def is_for(self, model: Path, recipe: Recipe) -> bool:
+        """Whether the artifacts are those of a model and a recipe, whatever they were calibrated with."""
+        same = recipe.replace(calibration=self.recipe.calibration)
+        return self.model_sha256 == file_sha256(model) and self.recipe.digest() == same.digest()
 
     @staticmethod
     def read(directory: Path) -> Manifest:

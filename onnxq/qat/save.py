@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onnxq._version import __version__
+from onnxq.algos.affine import fp16_scale
 from onnxq.context import QuantContext
 from onnxq.errors import TrainingError
 from onnxq.graph import GraphModel
@@ -25,6 +26,7 @@ from onnxq.qat.overlay import Overlay
 from onnxq.qat.trainer import BEST, LAST
 from onnxq.qat.worker_client import Worker
 from onnxq.result import Result
+from onnxq.spec import QuantParams
 
 _PREPARED = frozenset({Fact.NAMED, Fact.CONSTANTS_LIFTED, Fact.SHAPES})
 
@@ -113,11 +115,14 @@ def _take_weights(graph: GraphModel, manifest: Manifest, values: Mapping[str, ND
 def _params(graph: GraphModel, manifest: Manifest, values: Mapping[str, NDArray[Any]]) -> dict[str, Any]:
     params: dict[str, Any] = dict(manifest.fixed)
     for learned in manifest.ranges:
-        params |= dict.fromkeys(learned.keys, learned.grid(values).params(learned.spec))
+        found = learned.grid(values).params(learned.spec)
+        if manifest.recipe.fp16_scales:
+            found = QuantParams(found.spec, fp16_scale(found.scale), found.zero_point)
+        params |= dict.fromkeys(learned.keys, found)
     for scale in manifest.scales:
-        found = scale.params(np.asarray(graph.value(graph.tensor(scale.weight)), np.float32), values)
-        if found is not None:
-            params[scale.key] = found
+        scales = scale.params(np.asarray(graph.value(graph.tensor(scale.weight)), np.float32), values)
+        if scales is not None:
+            params[scale.key] = scales
     return params
 
 

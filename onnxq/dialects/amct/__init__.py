@@ -26,20 +26,32 @@ if TYPE_CHECKING:
         save_model,
     )
     from onnxq.dialects.amct.record import Record, read_record, write_record
+    from onnxq.dialects.amct.retrain_api import (
+        RetrainModel,
+        create_quant_retrain_config,
+        create_quant_retrain_model,
+        restore_quant_retrain_model,
+        save_quant_retrain_model,
+    )
 
 __all__ = [
     "AmctJob",
     "AutoCalibrationEvaluatorBase",
     "ModelEvaluator",
     "Record",
+    "RetrainModel",
     "accuracy_based_auto_calibration",
     "convert_qat_model",
     "create_quant_config",
+    "create_quant_retrain_config",
+    "create_quant_retrain_model",
     "load_config",
     "quantize_model",
     "quantize_preprocess",
     "read_record",
+    "restore_quant_retrain_model",
     "save_model",
+    "save_quant_retrain_model",
     "write_record",
 ]
 
@@ -49,7 +61,8 @@ _RECORD = frozenset({"Record", "read_record", "write_record"})
 def __getattr__(name: str) -> object:
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    module = importlib.import_module(f"{__name__}.{'record' if name in _RECORD else 'api'}")
+    home = "record" if name in _RECORD else "retrain_api" if "etrain" in name else "api"
+    module = importlib.import_module(f"{__name__}.{home}")
     return getattr(module, name)
 
 
