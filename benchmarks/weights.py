@@ -7,6 +7,7 @@ with its names. `onnxq pack` then gives the size for shipping, and what the entr
 
 from __future__ import annotations
 
+import math
 import statistics
 import tempfile
 import time
@@ -132,12 +133,11 @@ def widths(case: Case, options: tools.Options, folder: Path) -> list[tools.Row]:
     reference = Reference(case, options.threads)
     models = {"float": case.model}
     rows: list[tools.Row] = []
-    floats = 0
+    floats = sum(4 * math.prod(t.dims) for t in onnx.load(case.model).graph.initializer if len(t.dims) > 1)
     for bits in WIDTHS[::5] if options.quick else WIDTHS:
         path = folder / f"{bits}.onnx"
         onnxq.quantize(case.model, recipe=recipe(bits), threads=options.threads).save(path)
         models[str(bits)] = path
-        floats = floats or 4 * sum(codes.count for codes in pack(path, folder / "model.packed").weights)
         found, share = sizes(path), bits / 32 * floats
         row: tools.Row = {"bits": bits, "file, kB": found["file"] / 1000}
         row |= {f"{part}, kB": found[part] / 1000 for part in ("codes", "numbers", "float", "graph")}
@@ -164,24 +164,23 @@ def storages(case: Case, options: tools.Options, folder: Path) -> list[tools.Row
 
 
 def mixed(case: Case, options: tools.Options, folder: Path) -> list[tools.Row]:
-    """Mixed widths with the mean cosine that 8 and 6 bits have, beside these."""
+    """Mixed widths of at least the mean cosine that 8 and 6 bits have, beside these: the largest step of a series."""
     few, reference = Reference(case, options.threads, few=True), Reference(case, options.threads)
     rows: list[tools.Row] = []
     for bits in (8, 6):
         fixed = folder / "fixed.onnx"
         onnxq.quantize(case.model, recipe=recipe(bits), threads=options.threads).save(fixed)
         wanted = few.cosine(fixed)
-        low, high = 1e-4, 0.5  # the largest relative error whose cosine is not worse
-        for _ in range(3 if options.quick else 9):
-            middle = float(np.sqrt(low * high))
-            near = few.cosine(_mixed(case, middle, folder / "mixed.onnx", options)) >= wanted
-            low, high = (middle, high) if near else (low, middle)
-        path = _mixed(case, low, folder / "mixed.onnx", options)
-        for name, model in ((f"{bits} bits", fixed), (f"init_scale {low:.4f}", path)):
+        scales = [0.05 * 0.85**k for k in range(0, 30, 10 if options.quick else 1)]
+        for scale in scales:  # outputs do not get nearer with every smaller step, so each is tried
+            path = _mixed(case, scale, folder / "mixed.onnx", options)
+            if few.cosine(path) >= wanted:
+                break
+        for name, model in ((f"{bits} bits", fixed), (f"init_scale {scale:.4f}", path)):
             row: tools.Row = {"weights": name, "cosine": f"{few.cosine(model):.6f}"}
             row["file, kB"] = model.stat().st_size / 1000
             rows.append(row | packed(model, folder) | reference.distance(model))
-        rows[-1] |= _relative_errors(case, low, folder, options)
+        rows[-1] |= _relative_errors(case, scale, folder, options)
     return rows
 
 

@@ -87,12 +87,12 @@ class PackReport:
         return self.before / self.after
 
     def total(self) -> PackedWeight:
-        """All weights together; the width and the entropy are those of the mean code."""
+        """All codes together; the width and the entropy are those of the mean code."""
         count = sum(w.count for w in self.weights)
         bits = sum(w.bits * w.count for w in self.weights)
         information = 8 * sum(w.bound for w in self.weights)
         return PackedWeight(
-            "all weights", round(bits / max(count, 1)), count, information / max(count, 1),
+            "all codes", round(bits / max(count, 1)), count, information / max(count, 1),
             sum(w.before for w in self.weights), sum(w.after for w in self.weights),
         )  # fmt: skip
 
