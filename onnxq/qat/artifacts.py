@@ -17,6 +17,7 @@ from onnxq.graph import GraphModel
 from onnxq.modelio import file_sha256, save_model
 from onnxq.passes._base import Fact, PassManager
 from onnxq.passes._inputs import inputs_of
+from onnxq.passes._legal_opset import lower_opset
 from onnxq.passes.insert_fake_quant import InsertFakeQuant
 from onnxq.passes.legalize_for_training import LegalizeForTraining
 from onnxq.pipeline import (
@@ -38,7 +39,7 @@ from onnxq.qat.losses import LossInput, add_loss
 from onnxq.qat.manifest import FLOAT_MODEL, Manifest
 from onnxq.qat.overlay import Overlay
 from onnxq.qat.worker_client import ArtifactRequest, Worker
-from onnxq.recipe import Recipe
+from onnxq.recipe import LossModel, Recipe, TrainingConfig
 
 _NEWEST_OPSET, _NEWEST_IR = 21, 10
 """The newest versions that the training runtime reads."""
@@ -106,20 +107,23 @@ def create(
         floats, ctx, notes = _prepared(graph, recipe_)
         learning = floats.copy()
     parameters = _existing(trainable(floats, recipe_.training.freeze), learning)
-    run_passes(PassManager([LegalizeForTraining()], initial=frozenset({Fact.LEARNING, Fact.SHAPES})), learning, ctx)
+    outputs = _outputs_of_loss(learning, recipe_.training)
+    legalize = LegalizeForTraining(parameters, outputs)
+    run_passes(PassManager([legalize], initial=frozenset({Fact.LEARNING, Fact.SHAPES})), learning, ctx)
     proto = _readable(learning)
-    outputs = tuple(value.name for value in proto.graph.output)
+    names = tuple(value.name for value in proto.graph.output)
     loss_inputs = add_loss(proto, recipe_.training)
     learned = [name for r in ctx.ranges_learned for name in r.parameters]
     learned += [s.parameter for s in ctx.scales_learned if s.parameter]
-    wanted = recipe_.training.output or outputs[0]
+    wanted = recipe_.training.output or names[0]
     manifest = Manifest(
         recipe_,
         {i.name: i.dtype.name for i in inputs_of(floats)},
-        (wanted, *(name for name in outputs if name != wanted)),
+        (wanted, *(name for name in names if name != wanted)),
         loss_inputs,
         _classes(proto, wanted, loss_inputs),
         (*parameters, *learned),
+        frozen=ctx.frozen,
         ranges=ctx.ranges_learned,
         scales=ctx.scales_learned,
         fixed={s.key: ctx.params[s.key] for s in ctx.scales_learned if s.method == "fixed"},
@@ -133,7 +137,7 @@ def create(
 def _prepared(graph: GraphModel, recipe: Recipe) -> tuple[GraphModel, QuantContext, tuple[str, ...]]:
     """The float model in the form it would be quantized in."""
     ctx = context_for(recipe, None, 1, None)
-    run_passes(PassManager(preparation(recipe, ctx.target, select=False)), graph, ctx)
+    run_passes(PassManager(preparation(_unfolded(recipe), ctx.target, select=False)), graph, ctx)
     graph.sweep()
     return graph, ctx, tuple(graph.notes)
 
@@ -148,12 +152,26 @@ def _calibrated(
     if reader is None:
         raise DataError("training begins with calibration: give data, or ask for random data to try things out")
     ctx = context_for(recipe, reader, threads, progress)
-    steps = [*preparation(recipe, ctx.target), *measurement(recipe), *choice(recipe)]
+    steps = [*preparation(_unfolded(recipe), ctx.target), *measurement(recipe), *choice(recipe)]
     run_passes(PassManager(steps), graph, ctx)
     graph.sweep()
     if not ctx.plan:
         raise TrainingError("nothing in this model can be quantized, so there is nothing to train; see 'onnxq inspect'")
     return graph, ctx, (*graph.notes, *notes, *reader.notes)
+
+
+def _unfolded(recipe: Recipe) -> Recipe:
+    """The recipe, keeping BatchNormalization where it is to be trained."""
+    if recipe.training.batchnorm == "fold":
+        return recipe
+    return recipe.replace(fuse=recipe.fuse.model_copy(update={"batchnorm": False}))
+
+
+def _outputs_of_loss(graph: GraphModel, training: TrainingConfig) -> tuple[str, ...]:
+    """Names of the outputs that the loss depends on; none where all may be read."""
+    if isinstance(training.loss, LossModel):
+        return ()
+    return (training.output or str(graph.outputs[0].name),)
 
 
 def _existing(names: Sequence[str], graph: GraphModel) -> tuple[str, ...]:
@@ -163,12 +181,14 @@ def _existing(names: Sequence[str], graph: GraphModel) -> tuple[str, ...]:
 
 def _readable(graph: GraphModel) -> onnx.ModelProto:
     """The model in a version that the training runtime reads."""
-    if graph.opset > _NEWEST_OPSET:
-        raise TrainingError(
-            f"the model has opset {graph.opset}, the newest one the training runtime reads is {_NEWEST_OPSET}; "
-            "export it with that one"
-        )
     proto = onnx.shape_inference.infer_shapes(graph.to_proto())
+    against = lower_opset(proto, _NEWEST_OPSET)
+    if against:
+        raise TrainingError(
+            f"the model has opset {graph.opset}, the newest one the training runtime reads is {_NEWEST_OPSET}, and "
+            f"{', '.join(against[:3])} {'is' if len(against) == 1 else 'are'} different there; export the model with "
+            "that one"
+        )
     proto.ir_version = min(proto.ir_version, _NEWEST_IR)
     return proto
 
