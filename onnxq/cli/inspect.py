@@ -23,7 +23,7 @@ def inspect(
 
     Nothing is run and nothing is written.
     """
-    from onnxq.cli import tables
+    from onnxq.cli import qat_tables, tables
     from onnxq.pipeline import plan_model
     from onnxq.report.facts import model_facts
     from onnxq.report.reasons import group_reasons
@@ -40,6 +40,8 @@ def inspect(
     terminal.show(*tables.facts(found), tables.roles(result.plan.counts(), recipe.scheme.kind))
     if wanted.amct is not None:
         terminal.show(tables.amct_layers(wanted.amct))
+    if wanted.retrain is not None:
+        terminal.show(qat_tables.retrain_layers(wanted.retrain))
     if nodes:
         terminal.show(tables.nodes(result.plan.decisions))
     else:
@@ -52,6 +54,7 @@ def inspect(
         "nodes": listed,
         "notes": list(result.notes),
     }
-    amct = {} if wanted.amct is None else {"amct": {**wanted.amct.to_dict(), "notes": list(wanted.notes)}}
+    job = wanted.amct or wanted.retrain
+    amct = {} if job is None else {"amct": {**job.to_dict(), "notes": list(wanted.notes)}}
     terminal.document({"model": found.to_dict(), "plan": plan, **amct})
     return 0

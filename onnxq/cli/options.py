@@ -14,6 +14,7 @@ from onnxq.errors import DataError, RecipeError
 
 if TYPE_CHECKING:
     from onnxq.dialects.amct.job import AmctJob
+    from onnxq.dialects.amct.retrain_job import RetrainJob
     from onnxq.dialects.mslite.job import CalibrationData, MsliteJob
     from onnxq.recipe import ImagePreprocess, Recipe
 
@@ -92,8 +93,8 @@ Config = Annotated[
     Path | None,
     typer.Option(
         "--config",
-        help="Recipe in YAML or JSON, or a configuration of AMCT's (quant.cfg, or its JSON) or of MindSpore Lite's "
-        "converter (full_quant.cfg).",
+        help="Recipe in YAML or JSON, or a configuration of AMCT's (quant.cfg, retrain.cfg, or its JSON) or of "
+        "MindSpore Lite's converter (full_quant.cfg).",
         rich_help_panel=_RECIPE,
         metavar="FILE",
         show_default=False,
@@ -229,12 +230,14 @@ class Wanted:
         amct: What a configuration of AMCT's means for the model; None where there is none.
         notes: What is worth knowing about it.
         mslite: What a configuration of MindSpore Lite's converter means; None where there is none.
+        retrain: What a configuration of AMCT's for training or pruning means; None where there is none.
     """
 
     recipe: Recipe
     amct: AmctJob | None = None
     notes: tuple[str, ...] = ()
     mslite: MsliteJob | None = None
+    retrain: RetrainJob | None = None
 
     def data(self, path: Path | None) -> CalibrationData | None:
         """The calibration data: those of the command line, else those that a configuration names.
@@ -301,18 +304,29 @@ class RecipeOptions:
         if is_mslite_config(self.config):
             return self._mslite(self.config)
         from onnxq.dialects.amct.job import is_amct_config, load_config
+        from onnxq.dialects.amct.retrain_job import is_retrain_config, load_retrain_config
 
-        if not is_amct_config(self.config):
+        trained = is_retrain_config(self.config)
+        if not (trained or is_amct_config(self.config)):
             return Wanted(self.recipe())
         if self.method is not None:
             raise RecipeError(f"--method has no effect on {self.config}, which decides for each layer; leave it out")
+        if trained:
+            retraining = load_retrain_config(self.config, model)
+            recipe, notes = self._batches(retraining)
+            return Wanted(recipe, None, notes, retrain=retraining)
         job = load_config(self.config, model)
-        recipe, notes = self._over(job.recipe), job.notes
-        if self.samples is None and self.has_data:
-            samples = job.samples(self.batch_size)
-            recipe = recipe.replace(calibration=recipe.calibration.replace(samples=samples))
-            notes += _told_samples(job.batch_num, samples)
+        recipe, notes = self._batches(job)
         return Wanted(recipe, job, notes)
+
+    def _batches(self, job: AmctJob | RetrainJob) -> tuple[Recipe, tuple[str, ...]]:
+        """The recipe of a configuration of AMCT's, with as many samples as its batches have, and its notes."""
+        recipe, notes = self._over(job.recipe), job.notes
+        if self.samples is not None or not self.has_data:
+            return recipe, notes
+        samples = job.samples(self.batch_size)
+        recipe = recipe.replace(calibration=recipe.calibration.replace(samples=samples))
+        return recipe, (*notes, *_told_samples(job.batch_num, samples))
 
     def _mslite(self, config: Path) -> Wanted:
         from onnxq.dialects.mslite.job import prepare

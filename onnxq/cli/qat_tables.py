@@ -8,10 +8,12 @@ from typing import TYPE_CHECKING
 from rich.console import RenderableType
 from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from onnxq.cli.tables import plain_table, roles, size
 
 if TYPE_CHECKING:
+    from onnxq.dialects.amct.retrain_job import RetrainJob
     from onnxq.qat.artifacts import Artifacts
     from onnxq.qat.trainer import Progress
 
@@ -48,4 +50,19 @@ def epochs(rows: Sequence[Progress]) -> Table:
             str(row.epoch), f"{row.step}/{row.steps}", f"{row.loss:.4f}", *values, f"{row.rate:.2e}",
             f"{row.samples_per_second:.0f}", "best" if row.best else "",
         )  # fmt: skip
+    return table
+
+
+def retrain_layers(job: RetrainJob) -> Table:
+    """What a configuration of AMCT's for training or pruning means for each layer."""
+    table = plain_table(
+        "layer", "operator", "activations", "weights", "pruned", title=f"Layers, {job.batch_num} batches"
+    )
+    for name, found in job.settings.items():
+        op_type = job.layers.quantizable[name].op_type
+        prune = str(found.prune) if job.prunes and found.prune is not None else ""
+        if job.quantizes and found.retrain_enable:
+            table.add_row(escape(name), op_type, str(found.data), str(found.weight), prune)
+        else:
+            table.add_row(escape(name), op_type, Text("float", style="yellow"), "", prune)
     return table

@@ -28,6 +28,11 @@ class Ulq:
     fixed_min: bool | None = None
     num_bits: int = 8
 
+    def __str__(self) -> str:
+        ends = "" if self.clip_max is None or self.clip_min is None else f", {self.clip_min:g} to {self.clip_max:g}"
+        fixed = {None: "", True: ", from 0", False: ", both ends learned"}[self.fixed_min]
+        return f"ulq, {self.num_bits} bits{ends}{fixed}"
+
 
 @dataclass(frozen=True, slots=True)
 class ArqRetrain:
@@ -40,6 +45,9 @@ class ArqRetrain:
 
     channel_wise: bool | None = None
     num_bits: int = 8
+
+    def __str__(self) -> str:
+        return f"arq, {self.num_bits} bits, per {'channel' if self.channel_wise else 'tensor'}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +62,9 @@ class UlqRetrain:
     channel_wise: bool | None = None
     num_bits: int = 8
 
+    def __str__(self) -> str:
+        return f"ulq, {self.num_bits} bits, per {'channel' if self.channel_wise else 'tensor'}"
+
 
 @dataclass(frozen=True, slots=True)
 class FilterPrune:
@@ -67,6 +78,9 @@ class FilterPrune:
     prune_ratio: float
     ascend_optimized: bool = True
 
+    def __str__(self) -> str:
+        return f"channels, {self.prune_ratio:g}{', multiples of 16' if self.ascend_optimized else ''}"
+
 
 @dataclass(frozen=True, slots=True)
 class SelectivePrune:
@@ -77,6 +91,9 @@ class SelectivePrune:
     """
 
     update_freq: int = 0
+
+    def __str__(self) -> str:
+        return f"2:4, {f'anew every {self.update_freq} batches' if self.update_freq else 'chosen once'}"
 
 
 WeightRetrain = ArqRetrain | UlqRetrain
