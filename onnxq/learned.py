@@ -148,6 +148,25 @@ class LearnedScale:
         )  # fmt: skip
 
 
+@dataclass(frozen=True, slots=True)
+class MaskedWeight:
+    """A weight of which two in every four are 0.
+
+    Attributes:
+        weight: Name of the initializer.
+        axis: Its axis of the input channels, along which four weights belong together.
+        update_freq: Training chooses the two anew every so many steps; 0: never.
+        dense: The weight as it was, where training may choose others.
+        mask: Name of the initializer of ones and zeros, in a training graph.
+    """
+
+    weight: str
+    axis: int
+    update_freq: int = 0
+    dense: NDArray[np.float32] | None = None
+    mask: str = ""
+
+
 def spec_to_dict(spec: QuantSpec) -> dict[str, object]:
     """A specification with one scale, or one per channel, as plain values."""
     axis = spec.granularity.axis if isinstance(spec.granularity, PerAxis) else None

@@ -42,6 +42,10 @@ class Fact(Enum):
     """`QuantContext.moments` holds what batch normalizations said of their outputs."""
     FACTORS = auto()
     """`QuantContext.factors` holds the numbers of every layer that gets codes."""
+    PRUNED = auto()
+    """Channels that the recipe prunes are gone; `QuantContext.kept` says which are left."""
+    MASKED = auto()
+    """Weights that the recipe makes sparse are; `QuantContext.masked` names them."""
     LEARNING = auto()
     """Trainable quantizers are in the graph; the context names their parameters (`*_learned`)."""
     QUANTIZED = auto()

@@ -30,7 +30,7 @@ RTOL = 2e-5
 
 def passes_without_arguments() -> Iterator[Pass]:
     """One instance of each pass that needs no arguments and no statistics."""
-    data_facts = {Fact.PLAN, Fact.STATS, Fact.PARAMS, Fact.QUANTIZED}
+    data_facts = {Fact.PLAN, Fact.STATS, Fact.PARAMS, Fact.QUANTIZED, Fact.PRUNED, Fact.MASKED}
     for info in pkgutil.iter_modules(onnxq.passes.__path__):
         module = importlib.import_module(f"onnxq.passes.{info.name}")
         for _, kind in inspect.getmembers(module, inspect.isclass):
