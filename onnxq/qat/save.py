@@ -104,7 +104,7 @@ def _take_weights(graph: GraphModel, manifest: Manifest, values: Mapping[str, ND
     masks = {m.weight: m.mask for m in manifest.masks}
     for tensor in graph.constants():
         name = str(tensor.name)
-        if name not in manifest.trained:
+        if name not in manifest.trained and name not in manifest.frozen:
             continue
         value = np.asarray(values[name], np.float32)
         if name in masks:
