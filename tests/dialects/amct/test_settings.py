@@ -413,7 +413,9 @@ def test_the_layers_of_a_model():
     found = layers_of(onnxq.plan_model(model(), recipe={"target": "ascend"}))
     assert list(found.quantizable) == ["first", "second", "pool", "head"]
     assert found.quantizable["first"] == Layer("first", "Conv", 4, 4, in_channels=3)
-    assert found.quantizable["second"] == Layer("second", "Conv", 4, 4, 4, dilated=True, depthwise=True, bias=True, in_channels=1)
+    assert found.quantizable["second"] == Layer(
+        "second", "Conv", 4, 4, 4, dilated=True, depthwise=True, bias=True, in_channels=1
+    )
     assert found.quantizable["head"] == Layer("head", "Gemm", 2, 2, bias=True, in_channels=4)
     assert found.quantizable["pool"] == Layer("pool", "AveragePool", None, 4)
     assert list(found.others) == ["relu", "flat"]
