@@ -38,9 +38,11 @@ from onnxq.passes.insert_qdq import InsertQdq
 from onnxq.passes.insert_weight_only import InsertWeightOnly
 from onnxq.passes.keep_twin import KeepTwin
 from onnxq.passes.lift_constants import LiftConstants
+from onnxq.passes.mask_weights import MaskWeights
 from onnxq.passes.match_means import MatchMeans
 from onnxq.passes.normalize_gemm import NormalizeGemm
 from onnxq.passes.note_moments import NoteMoments
+from onnxq.passes.remove_channels import RemoveChannels
 from onnxq.passes.restore_means import RestoreMeans
 from onnxq.passes.round_weights import RoundWeights
 from onnxq.passes.search_ranges import SearchRanges
@@ -54,7 +56,18 @@ from onnxq.passes.stamp import Stamp
 from onnxq.passes.sweep import Sweep
 from onnxq.passes.upgrade_opset import UpgradeOpset
 from onnxq.plan import Plan
-from onnxq.recipe import NUQ, AdaRound, BiasCorrection, Dynamic, Recipe, RefineStep, TensorConfig, WeightOnly
+from onnxq.recipe import (
+    NUQ,
+    AdaRound,
+    BiasCorrection,
+    ChannelPrune,
+    Dynamic,
+    Recipe,
+    RefineStep,
+    TensorConfig,
+    TwoOfFour,
+    WeightOnly,
+)
 from onnxq.result import Result
 from onnxq.targets import Target, get_target
 
@@ -145,6 +158,9 @@ def preparation(recipe: Recipe, target: Target, *, select: bool = True) -> list[
         FoldConstants(),
         InferShapes(),
     ]
+    pruned = pruning(recipe)
+    if ChannelPrune in pruned:
+        passes.append(RemoveChannels())
     if isinstance(recipe.scheme, WeightOnly):
         passes.append(NoteMoments())
     if recipe.fuse.batchnorm:
@@ -156,9 +172,16 @@ def preparation(recipe: Recipe, target: Target, *, select: bool = True) -> list[
             )
         options = recipe.equalize
         passes.append(EqualizeLayers(options.iterations, options.tolerance, options.drop_clips))
+    masks: list[Pass] = [MaskWeights()] if TwoOfFour in pruned else []
     if recipe.scheme.kind == "weight_only":  # weights are decoded: every form of a Gemm will do
-        return passes
-    return [*passes, NormalizeGemm(), *([SelectLayers()] if select else [])]
+        return [*passes, *masks]
+    return [*passes, NormalizeGemm(), *masks, *([SelectLayers()] if select else [])]
+
+
+def pruning(recipe: Recipe) -> frozenset[type]:
+    """The kinds of pruning that a recipe asks for anywhere."""
+    configs = [recipe.prune, *(rule.prune for rule in recipe.rules)]
+    return frozenset(type(c) for c in configs if c is not None)
 
 
 def measurement(recipe: Recipe) -> list[Pass]:

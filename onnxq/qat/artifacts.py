@@ -19,6 +19,7 @@ from onnxq.passes._base import Fact, PassManager
 from onnxq.passes._inputs import inputs_of
 from onnxq.passes._legal_opset import lower_opset
 from onnxq.passes.insert_fake_quant import InsertFakeQuant
+from onnxq.passes.insert_masks import InsertMasks
 from onnxq.passes.legalize_for_training import LegalizeForTraining
 from onnxq.pipeline import (
     ModelLike,
@@ -36,7 +37,7 @@ from onnxq.pipeline import (
 from onnxq.plan import Plan
 from onnxq.qat._trainable import trainable
 from onnxq.qat.losses import LossInput, add_loss
-from onnxq.qat.manifest import FLOAT_MODEL, Manifest
+from onnxq.qat.manifest import FLOAT_MODEL, TEACHER_MODEL, Manifest, Mask
 from onnxq.qat.overlay import Overlay
 from onnxq.qat.worker_client import ArtifactRequest, Worker
 from onnxq.recipe import LossModel, Recipe, TrainingConfig
@@ -80,7 +81,9 @@ def create(
 
     Calibration gives the scales that training begins with. The folder gets ``training_model.onnx``,
     ``eval_model.onnx``, ``optimizer_model.onnx`` and ``checkpoint`` as onnxruntime-training defines them,
-    ``float_model.onnx``, the float model in the form it is quantized in, and ``manifest.json``.
+    ``float_model.onnx``, the float model in the form it is quantized in, and ``manifest.json``. Pruning comes first:
+    the float model has lost its channels, and weights with two zeros in every four keep them by masks. Where a pruned
+    model learns from the float one, that is kept as ``teacher_model.onnx``.
 
     Args:
         model: The float model; it is not changed.
@@ -99,6 +102,7 @@ def create(
     recipe_ = recipe_of(recipe, target)
     graph, source = open_model(model)
     sha256 = "" if source is None else file_sha256(source)
+    teacher = graph.copy()
     if quantize:
         floats, ctx, notes = _calibrated(graph, data, recipe_, threads, progress)
         learning = floats.copy()
@@ -106,6 +110,7 @@ def create(
     else:
         floats, ctx, notes = _prepared(graph, recipe_)
         learning = floats.copy()
+    run_passes(PassManager([InsertMasks()], initial=frozenset({Fact.LEARNING, Fact.MASKED})), learning, ctx)
     parameters = _existing(trainable(floats, recipe_.training.freeze), learning)
     outputs = _outputs_of_loss(learning, recipe_.training)
     legalize = LegalizeForTraining(parameters, outputs)
@@ -123,14 +128,16 @@ def create(
         loss_inputs,
         _classes(proto, wanted, loss_inputs),
         (*parameters, *learned),
-        frozen=ctx.frozen,
+        frozen=(*ctx.frozen, *(m.mask for m in ctx.masked)),
         ranges=ctx.ranges_learned,
         scales=ctx.scales_learned,
         fixed={s.key: ctx.params[s.key] for s in ctx.scales_learned if s.method == "fixed"},
+        masks=tuple(Mask(m.weight, m.mask, m.axis, m.update_freq) for m in ctx.masked if m.weight in parameters),
         model_sha256=sha256,
         version=__version__,
     )
-    files = _write(Path(directory), proto, floats, manifest, overlay)
+    pruned = bool(ctx.kept or ctx.masked) and any(i.teacher for i in loss_inputs)
+    files = _write(Path(directory), proto, (floats, teacher if pruned else None), manifest, overlay)
     return Artifacts(Path(directory), manifest, files, ctx.plan or Plan(), notes)
 
 
@@ -203,8 +210,13 @@ def _classes(proto: onnx.ModelProto, wanted: str, inputs: Sequence[LossInput]) -
 
 
 def _write(
-    directory: Path, proto: onnx.ModelProto, floats: GraphModel, manifest: Manifest, overlay: Overlay | None
+    directory: Path,
+    proto: onnx.ModelProto,
+    floats: tuple[GraphModel, GraphModel | None],
+    manifest: Manifest,
+    overlay: Overlay | None,
 ) -> tuple[Path, ...]:
+    """Write everything; `floats` are the model that training begins with, and its teacher where that is another one."""
     training = manifest.recipe.training
     request = ArtifactRequest(
         manifest.trained,
@@ -217,5 +229,8 @@ def _write(
     directory.mkdir(parents=True, exist_ok=True)
     with Worker(overlay) as worker:
         files = worker.generate(proto.SerializeToString(), request, directory)
-    written = save_model(floats, directory / FLOAT_MODEL)
+    (directory / TEACHER_MODEL).unlink(missing_ok=True)
+    written = list(save_model(floats[0], directory / FLOAT_MODEL))
+    if floats[1] is not None:
+        written += save_model(floats[1], directory / TEACHER_MODEL)
     return (*files, *written, manifest.write(directory))

@@ -21,6 +21,8 @@ from onnxq.spec import QuantParams
 
 MANIFEST = "manifest.json"
 FLOAT_MODEL = "float_model.onnx"
+TEACHER_MODEL = "teacher_model.onnx"
+"""The model before it was pruned, where training looks at its outputs."""
 FORMAT = 1
 
 

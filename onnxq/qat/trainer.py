@@ -22,7 +22,7 @@ from onnxq.algos.sparsity import two_of_four
 from onnxq.errors import TrainingError
 from onnxq.qat.data import DataLike, Feed, TrainingData, training_data
 from onnxq.qat.losses import TEACHER
-from onnxq.qat.manifest import FLOAT_MODEL, Manifest, write_atomically
+from onnxq.qat.manifest import FLOAT_MODEL, TEACHER_MODEL, Manifest, write_atomically
 from onnxq.qat.overlay import Overlay
 from onnxq.qat.ranks import Ranks
 from onnxq.qat.schedules import Schedule, Shape
@@ -245,7 +245,9 @@ class QatTrainer:
         if not any(i.teacher for i in self.manifest.loss_inputs):
             return feed
         if self._teacher is None:
-            self._teacher = make_session(self.directory / FLOAT_MODEL, threads=self.options.threads)
+            whole = self.directory / TEACHER_MODEL
+            path = whole if whole.is_file() else self.directory / FLOAT_MODEL
+            self._teacher = make_session(path, threads=self.options.threads)
         inputs = {name: feed[name] for name in self.manifest.inputs}
         return {**feed, TEACHER: self._teacher.run([self.manifest.outputs[0]], inputs)[0]}
 
