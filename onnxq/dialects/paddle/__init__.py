@@ -1,0 +1,1 @@
+"""PaddleSlim: observers, quanters, QuantConfig, PTQ and QAT."""
