@@ -18,6 +18,7 @@ from onnxq.modelio import file_sha256, save_model
 from onnxq.passes._base import Fact, PassManager
 from onnxq.passes._inputs import inputs_of
 from onnxq.passes._legal_opset import lower_opset
+from onnxq.passes._legal_paths import reached
 from onnxq.passes.insert_fake_quant import InsertFakeQuant
 from onnxq.passes.insert_masks import InsertMasks
 from onnxq.passes.legalize_for_training import LegalizeForTraining
@@ -121,18 +122,20 @@ def create(
     learned = [name for r in ctx.ranges_learned for name in r.parameters]
     learned += [s.parameter for s in ctx.scales_learned if s.parameter]
     wanted = recipe_.training.output or names[0]
+    trained = reached(learning, (*parameters, *learned), outputs)
+    idle = tuple(name for name in learned if name not in trained)
     manifest = Manifest(
         recipe_,
         {i.name: i.dtype.name for i in inputs_of(floats)},
         (wanted, *(name for name in names if name != wanted)),
         loss_inputs,
         _classes(proto, wanted, loss_inputs),
-        (*parameters, *learned),
-        frozen=(*ctx.frozen, *(m.mask for m in ctx.masked)),
+        trained,
+        frozen=(*ctx.frozen, *idle, *(m.mask for m in ctx.masked)),
         ranges=ctx.ranges_learned,
         scales=ctx.scales_learned,
         fixed={s.key: ctx.params[s.key] for s in ctx.scales_learned if s.method == "fixed"},
-        masks=tuple(Mask(m.weight, m.mask, m.axis, m.update_freq) for m in ctx.masked if m.weight in parameters),
+        masks=tuple(Mask(m.weight, m.mask, m.axis, m.update_freq) for m in ctx.masked if m.weight in trained),
         model_sha256=sha256,
         version=__version__,
     )
