@@ -10,7 +10,8 @@ import numpy as np
 from onnxq.graph import GraphModel, Node, Tensor
 from onnxq.passes._legal_ops import STOPPED, op_of
 
-_BODIES = frozenset({"If", "Loop", "Scan"})
+BODIES = frozenset({"If", "Loop", "Scan"})
+"""Operators with graphs of their own, which gradients cannot enter."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,7 @@ def find_paths(graph: GraphModel, trained: Collection[str], outputs: Sequence[st
         maker = graph.producer(tensor)
         if maker is not None and not stops(graph, maker):
             stack.extend(maker.inputs)
-            if op_of(maker) in _BODIES:
+            if op_of(maker) in BODIES:
                 stack.extend(t for t in graph.tensors().values() if graph.read_by_subgraph(t))
     between = tuple(
         node
@@ -55,6 +56,12 @@ def find_paths(graph: GraphModel, trained: Collection[str], outputs: Sequence[st
         if not stops(graph, node) and any(t.name in wanted for t in node.outputs) and _is_moved(graph, node, moved)
     )
     return Paths(between, frozenset(moved), frozenset(wanted))
+
+
+def reached(graph: GraphModel, trained: Collection[str], outputs: Sequence[str] = ()) -> tuple[str, ...]:
+    """The parameters, among `trained`, that outputs depend on; see `find_paths`."""
+    wanted = find_paths(graph, trained, outputs).wanted
+    return tuple(name for name in trained if name in wanted)
 
 
 def _moved(graph: GraphModel, trained: frozenset[str]) -> set[str]:
@@ -68,7 +75,7 @@ def _moved(graph: GraphModel, trained: frozenset[str]) -> set[str]:
 def _is_moved(graph: GraphModel, node: Node, moved: set[str]) -> bool:
     if any(t.name in moved for t in node.inputs):
         return True
-    if op_of(node) not in _BODIES:
+    if op_of(node) not in BODIES:
         return False
     return any(t.name in moved for t in graph.tensors().values() if graph.read_by_subgraph(t))
 

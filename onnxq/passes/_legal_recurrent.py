@@ -63,8 +63,8 @@ def _is_legal(site: Site, layer: _Layer) -> bool:
     outputs = site.node.outputs
     complete = len(outputs) == 1 + layer.states and all(t.name for t in outputs)
     states = all(site.given(5 + i) is not None for i in range(layer.states))
-    forward = str(site.attr("direction", "forward")) == "forward"
-    return forward and complete and states and site.given(3) is not None
+    plain = str(site.attr("direction", "forward")) == "forward" and "activations" not in site.node.attrs
+    return plain and complete and states and site.given(3) is not None
 
 
 def _run(site: Site, layer: _Layer, direction: int) -> list[Tensor]:

@@ -16,7 +16,7 @@ from onnxq.passes._legal_einsum import EINSUM
 from onnxq.passes._legal_moves import MOVES
 from onnxq.passes._legal_norms import NORMS
 from onnxq.passes._legal_ops import DERIVED, op_of
-from onnxq.passes._legal_paths import Paths, find_paths
+from onnxq.passes._legal_paths import BODIES, Paths, find_paths
 from onnxq.passes._legal_recurrent import RECURRENT
 from onnxq.passes._legal_reductions import REDUCTIONS
 from onnxq.passes._legal_resize import RESIZES
@@ -163,6 +163,11 @@ def _check(paths: Paths, refused: dict[str, str]) -> None:
 
 
 def _why_not(node: Node, paths: Paths) -> str | None:
+    if op_of(node) in BODIES:
+        return (
+            "gradients cannot enter its body; name the parameters in front of it in training.freeze, or export the "
+            "model without it"
+        )
     allowed = DERIVED.get(op_of(node))
     if allowed is None:
         return (

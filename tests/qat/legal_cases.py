@@ -511,6 +511,9 @@ def recurrent() -> Iterator[Case]:
             symbolic = (0, 1) if direction == "forward" else (1,)
             yield case(f"{op} {direction} any batch", f", yh = {op}<{attrs}>(x, w, r)", x, {"yh": 3}, symbolic=symbolic,
                        w=weights["w"], r=weights["r"])  # fmt: skip
+    body = 'y = LSTM<hidden_size=3,activations=["Sigmoid","Tanh","Tanh"]>(x, w, r)'
+    weights = {"w": normal(1, 12, 2, scale=0.5), "r": normal(1, 12, 3, scale=0.5)}
+    yield case("LSTM activations named", body, normal(4, 2, 2), 4, **weights)
     body = "y = GRU<hidden_size=3,linear_before_reset=1>(x, w, r, b)"
     yield case(
         "GRU linear before reset",
