@@ -20,21 +20,26 @@ def transpose(site: Site) -> bool:
 
 
 def split(site: Site) -> bool:
-    """Slices, where the loss does not depend on all parts: the runtime puts together the gradients of the others."""
+    """Slices for the parts that the loss depends on, if it does not depend on all.
+
+    The runtime would put together their gradients alone. The node stays for the other parts, else the runtime would
+    take the Slices for a Split.
+    """
     node, graph, chain = site.node, site.graph, site.chain
     outputs = list(node.outputs)
-    if all(site.needed(i) for i in range(len(outputs))):
+    needed = [site.needed(i) for i in range(len(outputs))]
+    if all(needed):
         return False
     axis = int(site.attr("axis", 0)) % site.rank()
     lengths = [(graph.shape(t) or [None] * (axis + 1))[axis] for t in outputs]
     if not all(isinstance(n, int) for n in lengths):
         site.refuse("how long its parts are is not known before the model runs", "export it with Slices")
     x, start = site.input(), 0
-    graph.remove_node(node)
-    for tensor, length in zip(outputs, lengths, strict=True):
-        part = chain.slice(x, axis, start, start + int(length or 0))
-        graph.replace_output(graph.producer(part), 0, tensor)
-        start += int(length or 0)
+    for tensor, length, wanted in zip(outputs, lengths, needed, strict=True):
+        end = start + int(length or 0)
+        if wanted:
+            graph.replace_output(graph.producer(chain.slice(x, axis, start, end)), 0, tensor)
+        start = end
     return True
 
 

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 _OLDEST, _OLDEST_WITH_STATISTICS = 13, 15
 _SHOWN = 5
+_PARTS = ("Slice", "Gather")
 
 REWRITES: Mapping[str, Rewrite] = MappingProxyType(
     {**ACTIVATIONS, **ARITHMETIC, **EINSUM, **MOVES, **NORMS, **RECURRENT, **REDUCTIONS, **RESIZES, **WINDOWS}
@@ -77,6 +78,7 @@ class LegalizeForTraining(Pass):
         refused: dict[str, str] = {}
         changed += _rewrite(graph, self._paths(graph, ctx), refused)
         graph.sort()
+        changed += _hold_apart(graph, self._paths(graph, ctx))
         changed += _separate(graph, self._parameters(graph, ctx))
         graph.sweep()
         _check(self._paths(graph, ctx), refused)
@@ -136,6 +138,24 @@ def _replace(graph: GraphModel, node: Node, result: Tensor) -> None:
     graph.remove_node(node)
     maker = graph.producer(result)
     graph.replace_output(maker, next(i for i, t in enumerate(maker.outputs) if t is result), out)
+
+
+def _hold_apart(graph: GraphModel, paths: Paths) -> int:
+    """Let parts of a tensor that the loss does not depend on be parts of a copy that passes no gradient.
+
+    The runtime makes one Split of all parts, and would put together the gradients of the others alone.
+    """
+    held: dict[str, Tensor] = {}
+    derived = {str(node.name) for node in paths.nodes}
+    parted = {node.inputs[0].name for node in paths.nodes if op_of(node) in _PARTS}
+    idle = [n for n in graph.nodes(*_PARTS) if str(n.name) not in derived and n.inputs[0].name in parted]
+    for node in idle:
+        source = node.inputs[0]
+        if source.name not in held:
+            held[str(source.name)] = LegalChain(graph, str(node.name)).detach(source)
+        graph.set_input(node, 0, held[str(source.name)])
+    graph.sort()
+    return len(idle)
 
 
 def _separate(graph: GraphModel, parameters: frozenset[str]) -> int:

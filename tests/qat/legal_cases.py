@@ -44,7 +44,8 @@ class Case:
         outputs: Its outputs and their ranks.
         opset: Version of the operator set.
         names: What is derived by; by default the input and all float constants.
-        axes: Symbolic axes of the input.
+        symbolic: Axes of the input whose length is not known before the model runs.
+        loss: The outputs that the loss depends on; by default all.
         constants: Initializers.
     """
 
@@ -55,6 +56,7 @@ class Case:
     opset: int = 17
     names: tuple[str, ...] = ()
     symbolic: tuple[int, ...] = ()
+    loss: tuple[str, ...] = ()
     constants: dict[str, Any] = field(default_factory=dict)
 
     @property
@@ -93,7 +95,7 @@ def legal(
 
 
 def case(name: str, body: str, x: Any, rank: int | dict[str, int] | None = None, **others: Any) -> Case:
-    options = {key: others.pop(key) for key in ("opset", "names", "symbolic") if key in others}
+    options = {key: others.pop(key) for key in ("opset", "names", "symbolic", "loss") if key in others}
     if rank is None:
         rank = np.ndim(x)
     return Case(name, body, x, rank if isinstance(rank, dict) else {"y": rank}, constants=others, **options)
@@ -366,6 +368,18 @@ def moves() -> Iterator[Case]:
     yield case("Split unequally", "a, b = Split<axis=1,num_outputs=2>(x)", normal(2, 5, 4), parts, opset=18)
     yield case("Split, one part read", "a, b = Split<axis=-2>(x, s) y = Relu(a)", normal(2, 5, 3), s=np.int64([2, 3]))
     yield case("Split opset 11", "a, b = Split<axis=1,split=[2,3]>(x)", normal(2, 5, 3), parts, opset=11)
+    both = {"y": 3, "z": 3}
+    body = "a, b = Split<axis=1>(x, s) y = Tanh(a) z = Exp(b)"
+    yield case("Split, one part for the loss", body, normal(2, 5, 3), both, loss=("y",), s=np.int64([2, 3]))
+    for op, reads in {
+        "Slice": "a = Slice(x, o, t) b = Slice(x, t, f)",
+        "Gather": "a = Gather(x, o) b = Gather(x, t)",
+    }.items():
+        x4 = normal(4 if op == "Slice" else 2, 3)
+        more = {"o": np.int64([0]), "t": np.int64([2 if op == "Slice" else 1]), "f": np.int64([4])}
+        body = f"{reads} y = Tanh(a) z = Exp(b)"
+        more = more if op == "Slice" else {"o": more["o"], "t": more["t"]}
+        yield case(f"{op}, one of all parts for the loss", body, x4, {"y": 2, "z": 2}, loss=("y",), **more)
     x3 = normal(4, 5, 6)
     yield case("Slice", "y = Slice(x, s, e, a)", x3, s=np.int64([1, -4]), e=np.int64([3, 100]), a=np.int64([0, 2]))
     yield case(
