@@ -26,7 +26,7 @@ class LayerFactors:
         scale_d: Scale of the activation, float32, finite and > 0.
         offset_d: Its zero point.
         scale_w: Scales of the weight, float32, shape (1,) or (channels,); shape (0,) where there is no weight.
-        act_bits: Width of the activation: 8 or 16.
+        act_bits: Width of the activation: 4, 8 or 16.
         wts_bits: Width of the weight: 4, 6, 7 or 8.
         balance: What the input channels are divided by, and the weight multiplied with, shape (channels,); or None.
         cluster: The only codes the weight uses, ascending, shape (16,) or (32,); or None.

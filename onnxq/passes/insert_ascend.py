@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
+from onnx import TensorProto
 
 from onnxq.algos.ascend_words import pack_words, quant_scale
 from onnxq.errors import GraphError
@@ -75,6 +76,8 @@ class _Writer(LayerWriter):
             self._pad_with_zero(layer, layer.pad)
         if layer.wts_bits == 4:
             self._weight_quant(layer)
+        if layer.entries[0].factors.act_bits == 4:
+            self._bias_quant(layer)
         if layer.scale is not None:
             self._dequant(layer, layer.scale)
 
@@ -128,6 +131,20 @@ class _Writer(LayerWriter):
             attrs={"dst_type": "INT4"}, dtype=np.int8, shape=graph.shape(weight),
         )  # fmt: skip
         graph.set_input(layer.node, 1, node.outputs[0])
+
+    def _bias_quant(self, layer: AscendLayer) -> None:
+        """Let a layer whose activations have 4 bits read its int32 bias as floats."""
+        graph = self._graph
+        for edit in layer.edits:
+            if edit.dtype is not np.int32:
+                continue
+            bias = edit.node.inputs[edit.index]
+            name = f"{layer.name}.bias_quant"
+            node = graph.add_node(
+                "Cast", [bias], name=name, outputs=[f"{name}.output0"],
+                attrs={"to": TensorProto.FLOAT}, dtype=np.float32, shape=graph.shape(bias),
+            )  # fmt: skip
+            graph.set_input(edit.node, edit.index, node.outputs[0])
 
     def _dequant(self, layer: AscendLayer, scale: NDArray[np.float32]) -> None:
         """Let the result keep its name behind the dequantization."""

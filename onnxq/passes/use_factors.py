@@ -72,8 +72,8 @@ def _problem(graph: GraphModel, key: str, factors: LayerFactors, target: Target)
     if graph.is_constant(source) or not graph.is_float32(source):
         found = "a constant" if graph.is_constant(source) else str(graph.dtype(source))
         return f"its input {source.name!r} is {found}; must be a float32 activation"
-    if factors.act_bits == 4:
-        return "act_bits is 4; activations have 8 or 16 bits"
+    if factors.act_bits == 4 and (factors.tensor_quantize or factors.wts_bits != 4):
+        return f"act_bits is 4 and wts_bits is {factors.wts_bits}; activations of 4 bits go with weights of 4 bits only"
     if factors.offset_d and needs_symmetric(graph, node, target):
         return f"offset_d is {factors.offset_d}; {target.title} takes symmetric activations here: calibrate with 0"
     return why_not_wide(graph, node, factors.act_bits, target) or _numbers(graph, node, factors)

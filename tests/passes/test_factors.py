@@ -138,7 +138,7 @@ def test_a_grouped_conv_transpose_has_a_scale_for_each_output() -> None:
         ("product", LAYER, "'z' is not a constant"),
         ("product:0", INPUT, "an entry for each of its two inputs"),
         ("conv", replace(LAYER, balance=ones(3)), "has 3 tensor_balance_factor; must be 4"),
-        ("conv", replace(LAYER, act_bits=4), "act_bits is 4; activations have 8 or 16"),
+        ("conv", replace(LAYER, act_bits=4), "activations of 4 bits go with weights of 4 bits only"),
         ("fc", replace(LAYER, act_bits=16), "16 bit activations for a Gemm with a bias only"),
         ("pool", replace(LAYER, scale_w=np.ones(1), act_bits=16), "no 16 bit activations for this AveragePool"),
     ],

@@ -174,7 +174,7 @@ def _make(
 ) -> RetrainModel:
     data, samples = _batches(model, input_data, job)
     recipe = _recipe(job, training, samples)
-    made = create(Path(model), data, artifacts_beside(record_file), recipe=recipe)
+    made = create(Path(model), data, artifacts_beside(record_file), recipe=recipe, quantize=job.quantizes)
     return RetrainModel(made.directory, record_file, notes=(*job.notes, *made.notes))
 
 
@@ -214,18 +214,24 @@ def _batches(model: PathLike, data: InputData | None, job: RetrainJob) -> tuple[
     """The first ``batch_num`` batches, and how many samples are to be used of data that are not cut into batches."""
     if data is None or isinstance(data, (str, os.PathLike)):
         return data, job.samples()
+    names = [str(tensor.name) for tensor in load_model(model).inputs]
     if isinstance(data, np.ndarray):
         data = (data,)
     if isinstance(data, Mapping):
-        return data, None
+        return _inputs(data, names), None
     if isinstance(data, Sequence) and data and isinstance(data[0], np.ndarray):
-        names = [str(tensor.name) for tensor in load_model(model).inputs]
         if len(data) != len(names):
             raise DataError(f"input_data has {len(data)} arrays; the model has {len(names)} inputs: {', '.join(names)}")
         return dict(zip(names, data, strict=True)), None
     if isinstance(data, Iterable):
-        return list(islice(data, job.batch_num)), None
+        found = islice(data, job.batch_num)
+        return [_inputs(feed, names) if isinstance(feed, Mapping) else feed for feed in found], None
     return data, None
+
+
+def _inputs(feed: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:
+    """A feed without labels, if it has all inputs."""
+    return {name: feed[name] for name in names} if all(name in feed for name in names) else dict(feed)
 
 
 def _save_quantized(model: RetrainModel | PathLike, record_file: PathLike, save_path: PathLike) -> None:
@@ -236,7 +242,7 @@ def _save_quantized(model: RetrainModel | PathLike, record_file: PathLike, save_
     record = read_record(record_file)
     result = trained.result
     floats = result.original if result.original is not None else result.graph
-    recipe = trained.manifest.recipe.replace(fp16_scales=bool(record.fp16))
+    recipe = {"target": "ascend", "fuse": {"batchnorm": False}, "fp16_scales": bool(record.fp16)}
     inserted = stages.insert(floats, record.layers, recipe=recipe)
     write_models(inserted.deploy, inserted.fake_quant, floats.skeleton(), files)
 
