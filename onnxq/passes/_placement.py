@@ -21,7 +21,7 @@ from onnxq.passes._specs import (
     weight_spec,
 )
 from onnxq.plan import ActivationPlan, Decision, Plan, WeightPlan
-from onnxq.recipe import AbsMax, ActivationConfig, ActivationMethod, Recipe, TrainedActivation
+from onnxq.recipe import AbsMax, ActivationConfig, ActivationMethod, MinMax, Recipe, RemovalOutlier, TrainedActivation
 from onnxq.spec import PerBlock, PerTensor, QuantSpec
 from onnxq.targets import Target
 
@@ -113,7 +113,7 @@ class _Placer:
             spec, config = leaders[group]
             bounds = self.flow.clamps[name][1] if name in self.flow.clamps else (-math.inf, math.inf)
             plans[name] = ActivationPlan(
-                name, spec, activation_method(config), group, name in self.flow.coded,
+                name, spec, _method(config, readers.get(name, [])), group, name in self.flow.coded,
                 tuple(readers.get(name, ())), bounds, trained=config.trained,
             )  # fmt: skip
         return plans
@@ -237,6 +237,12 @@ class _Placer:
             number = known.index(way)
             key = plan.tensor if number == 0 else f"{plan.tensor}#{number + 1}"
             yield replace(plan, key=key)
+
+
+def _method(config: ActivationConfig, readers: list[tuple[str, int]]) -> ActivationMethod:
+    """How the range of a tensor is chosen; outliers that nothing computes with as codes are results, and stay."""
+    method = activation_method(config)
+    return MinMax() if isinstance(method, RemovalOutlier) and not readers else method
 
 
 def place(graph: GraphModel, flow: Flow, target: Target, recipe: Recipe) -> Plan:

@@ -202,3 +202,16 @@ def test_biases_get_codes_where_the_target_wants_them_and_none_of_an_add_that_ha
     assert [plan_of(product, target=t).weights[0].bias for t in ("ort", "qnn", "tensorrt")] == [True, False, False]
     table = product.replace("C)", "table)")
     assert not plan_of(table).weights[0].bias
+
+
+def test_outliers_of_results_are_kept() -> None:
+    model = build("g (float[N,4] x) => (float[N,4] y) { a = MatMul(x, W) y = Gemm(a, W) }", W=normal(4, 4))
+    plan = onnxq.plan_model(model, recipe={"activations": {"method": "removal_outlier"}}).plan
+    found = {name: a.method.name for name, a in plan.activations.items()}
+    assert found["a"] == "removal_outlier"
+    assert found.get("y", "minmax") == "minmax"
+    conv = build("g (float[N,4,8,8] x) => (float[N,4,8,8] y) { a = Conv(x, V) y = Conv(a, V) }", V=normal(4, 4, 1, 1))
+    plan = onnxq.plan_model(conv, recipe={"activations": {"method": "removal_outlier"}}).plan
+    assert {name: a.method.name for name, a in plan.activations.items()} == {
+        "x": "removal_outlier", "a": "removal_outlier", "y": "minmax",
+    }  # fmt: skip
