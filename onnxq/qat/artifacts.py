@@ -136,6 +136,7 @@ def create(
         scales=ctx.scales_learned,
         fixed={s.key: ctx.params[s.key] for s in ctx.scales_learned if s.method == "fixed"},
         masks=tuple(Mask(m.weight, m.mask, m.axis, m.update_freq) for m in ctx.masked if m.weight in trained),
+        kept={name: tuple(channels.tolist()) for name, channels in ctx.kept.items()},
         model_sha256=sha256,
         version=__version__,
     )

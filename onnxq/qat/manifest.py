@@ -59,6 +59,7 @@ class Manifest:
         scales: What is learned of weights.
         fixed: Numbers of weights whose scale stays what it was, by key.
         masks: Weights that are sparse.
+        kept: Which output channels are left of the layers that lost some, by node name.
         model_sha256: Of the float model the artifacts were made of.
         version: The onnxq they were made with.
     """
@@ -74,6 +75,7 @@ class Manifest:
     scales: tuple[LearnedScale, ...] = ()
     fixed: Mapping[str, QuantParams] = field(default_factory=dict)
     masks: tuple[Mask, ...] = ()
+    kept: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     model_sha256: str = ""
     version: str = ""
 
@@ -93,6 +95,7 @@ class Manifest:
             "scales": [s.to_dict() for s in self.scales],
             "fixed": {key: _params_to_dict(params) for key, params in self.fixed.items()},
             "masks": [asdict(m) for m in self.masks],
+            "kept": {name: list(channels) for name, channels in self.kept.items()},
             "recipe": self.recipe.to_dict(),
         }
         path = directory / MANIFEST
@@ -140,6 +143,7 @@ def _from_dict(content: Mapping[str, Any]) -> Manifest:
         scales=tuple(LearnedScale.from_dict(s) for s in content["scales"]),
         fixed={key: _params_from_dict(params) for key, params in content["fixed"].items()},
         masks=tuple(Mask(**m) for m in content["masks"]),
+        kept={str(name): tuple(map(int, channels)) for name, channels in content["kept"].items()},
         model_sha256=content["model_sha256"],
         version=content["version"],
     )
