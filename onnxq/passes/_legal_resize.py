@@ -1,4 +1,4 @@
-"""Resize and Upsample, axis by axis: they are linear, so the numbers come from ONNX Runtime itself.
+"""Resize, axis by axis: it is linear, so its numbers come from ONNX Runtime itself.
 
 What an axis is multiplied by is found by resizing an identity matrix along that axis.
 """
@@ -57,9 +57,7 @@ def _known(site: Site, axis: int) -> object:
 
 def _wanted(site: Site, rank: int) -> tuple[NDArray[Any] | None, NDArray[Any] | None]:
     """Scales and sizes of all axes; one of them is None."""
-    old = site.node.op == "Upsample" or site.graph.opset < 11
-    scales = site.values(1 if old else 2, "scales")
-    sizes = None if old else site.values(3, "sizes")
+    scales, sizes = site.values(2, "scales"), site.values(3, "sizes")
     scales = None if scales is None or scales.size == 0 else scales.reshape(-1)
     sizes = None if sizes is None or sizes.size == 0 else sizes.reshape(-1)
     if scales is None and sizes is None:
@@ -90,14 +88,13 @@ def _repeats(site: Site, scale: float) -> int | None:
 def _matrix(site: Site, length: int, scale: float | None, size: int | None) -> NDArray[np.float32]:
     """What the axis is multiplied by, shape (new length, length)."""
     graph, node = site.graph, site.node
-    old = node.op == "Upsample" or graph.opset < 11
     attrs = {k: v for k, v in node.attrs.items() if k != "axes"}
     scales = numpy_helper.from_array(np.asarray([1, 1, scale or 1, 1], np.float32), "scales")
     sizes = numpy_helper.from_array(np.asarray([1, 1, size or 0, length], np.int64), "sizes")
-    reads = ["x", "scales"] if old else ["x", "", "scales"] if scale is not None else ["x", "", "", "sizes"]
+    reads = ["x", "", "scales"] if scale is not None else ["x", "", "", "sizes"]
     model = helper.make_model(
         helper.make_graph(
-            [helper.make_node(str(node.op), reads, ["y"], **attrs)],
+            [helper.make_node("Resize", reads, ["y"], **attrs)],
             "resize",
             [helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, 1, length, length])],
             [onnx.ValueInfoProto(name="y")],
@@ -134,4 +131,4 @@ def _applied(chain: LegalChain, x: Tensor, axis: int, rank: int, matrix: NDArray
     return chain.transpose(chain.op("MatMul", chain.transpose(x, *order), chain.real(matrix.T)), *back)
 
 
-RESIZES: Mapping[str, Rewrite] = MappingProxyType({"Resize": resize, "Upsample": resize})
+RESIZES: Mapping[str, Rewrite] = MappingProxyType({"Resize": resize})

@@ -88,6 +88,7 @@ def check_gradients(
     feed: Feed,
     *,
     rtol: float = RTOL,
+    smallest: float = 1e-3,
     outputs: Sequence[str] = (),
 ) -> None:
     """Assert that the gradients of `legal` are what differences of `model` say.
@@ -99,6 +100,7 @@ def check_gradients(
         names: Initializers and inputs to derive by.
         feed: Values of the inputs.
         rtol: How much a gradient may differ, relative to the largest gradient of the same tensor.
+        smallest: A gradient as large as differences can be told from rounding.
         outputs: The outputs that the loss depends on; by default all float ones.
     """
     proto = legal if isinstance(legal, onnx.ModelProto) else legal.to_proto()
@@ -127,5 +129,5 @@ def check_gradients(
         ways = directions(start[name], rng)
         slopes = np.array([numeric(loss, start, name, way) for way in ways])
         expected = np.array([(gradient * way).sum() for way in ways])
-        scale = max(float(np.abs(slopes).max()), 1e-3)
+        scale = max(float(np.abs(slopes).max()), smallest)
         np.testing.assert_allclose(expected, slopes, rtol=rtol, atol=rtol * scale, err_msg=f"gradient of {name}")

@@ -94,6 +94,13 @@ def legal(
     return graph
 
 
+def prepared(model: onnx.ModelProto) -> GraphModel:
+    """The model with names, constants and shapes."""
+    graph = GraphModel.from_proto(model)
+    apply(graph, AssignNames(), LiftConstants(), InferShapes())
+    return graph
+
+
 def case(name: str, body: str, x: Any, rank: int | dict[str, int] | None = None, **others: Any) -> Case:
     options = {key: others.pop(key) for key in ("opset", "names", "symbolic", "loss") if key in others}
     if rank is None:
@@ -372,7 +379,7 @@ def moves() -> Iterator[Case]:
     body = "a, b = Split<axis=1>(x, s) y = Tanh(a) z = Exp(b)"
     yield case("Split, one part for the loss", body, normal(2, 5, 3), both, loss=("y",), s=np.int64([2, 3]))
     for op, reads in {
-        "Slice": "a = Slice(x, o, t) b = Slice(x, t, f)",
+        "Slice": "a = Slice(x, o, t, o) b = Slice(x, t, f, o)",
         "Gather": "a = Gather(x, o) b = Gather(x, t)",
     }.items():
         x4 = normal(4 if op == "Slice" else 2, 3)

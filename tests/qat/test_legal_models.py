@@ -1,0 +1,79 @@
+"""Whole models: what is trained computes what the model does, its gradients are right, and a step can be made."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+
+from onnxq.qat._trainable import trainable
+from onnxq.qat.artifacts import create
+from onnxq.qat.trainer import QatTrainer, TrainOptions
+from onnxq.qat.worker_client import Worker
+from tests.graphs import build, deviation, normal, positive, run
+from tests.qat.finite_differences import check_gradients
+from tests.qat.legal_cases import F32, legal, prepared
+
+MODELS = Path(__file__).parents[2] / "models"
+DATA = MODELS / "data"
+IMAGES = {"image": normal(3, 1, 8, 8)}
+SMOOTH = build(
+    """g (float[N,2,6,6] x) => (float[N,3] y) {
+        c = Conv<auto_pad="SAME_UPPER",strides=[2,2]>(x, cw, cb)
+        i = InstanceNormalization(c, iw, ib)
+        s = Softplus(i)
+        t = ConvTranspose<strides=[2,2],pads=[1,1,1,1],output_padding=[1,1]>(s, tw)
+        e = Mish(t)
+        r = Resize<mode="linear">(e, , scales)
+        d = DepthToSpace<blocksize=2>(r)
+        a, b = Split<axis=1>(d, parts)
+        m = Mul(a, b)
+        v = GlobalAveragePool(m)
+        f = Flatten(v)
+        k = Where(mask, f, other)
+        y = Gemm<transB=1>(k, gw, gb)
+    }""",
+    opset=18, cw=normal(4, 2, 3, 3, scale=0.3), cb=normal(4), iw=positive(4), ib=normal(4),
+    tw=normal(4, 8, 3, 3, scale=0.3), scales=F32([1, 1, 4 / 3, 4 / 3]), parts=np.int64([1, 1]),
+    mask=np.array([[True]]), other=normal(1), gw=normal(3, 1), gb=normal(3),
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("path", sorted(MODELS.glob("*.onnx")), ids=lambda p: p.stem)
+def test_bundled_models_stay_what_they_are(path: Path) -> None:
+    model = onnx.load(path)
+    graph = legal(model, trainable(prepared(model)))
+    assert deviation(run(model, IMAGES), run(graph, IMAGES)) < 2e-6
+    before = {t.name for t in model.graph.initializer}
+    after = {t.name for t in graph.constants()}
+    assert {name for name in trainable(prepared(model)) if name in before} <= after
+
+
+@pytest.mark.parametrize("name", ["digits_transformer", "digits_transformer_opset11"])
+def test_gradients_of_a_transformer(worker: Worker, name: str) -> None:
+    model = onnx.load(MODELS / f"{name}.onnx")
+    names = trainable(prepared(model))
+    graph = legal(model, names)
+    chosen = names[:: max(1, len(names) // 8)]
+    assert len(chosen) >= 8
+    check_gradients(worker, model, graph, chosen, IMAGES, smallest=1.0)
+
+
+def test_gradients_of_a_network_of_what_is_rewritten(worker: Worker) -> None:
+    names = trainable(prepared(SMOOTH))
+    assert {"cw", "cb", "iw", "ib", "tw", "gw"} <= set(names)
+    feed = {"x": normal(3, 2, 6, 6)}
+    graph = legal(SMOOTH, names)
+    assert deviation(run(SMOOTH, feed), run(graph, feed)) < 2e-6
+    check_gradients(worker, SMOOTH, graph, names, feed, smallest=0.01)
+
+
+@pytest.mark.parametrize("name", ["digits_transformer", "digits_transformer_opset11", "digits_mobilenet_opset11"])
+def test_bundled_models_learn(overlay: object, tmp_path: Path, name: str) -> None:
+    create(MODELS / f"{name}.onnx", DATA / "digits_calib.npz", tmp_path)
+    with np.load(DATA / "digits_train.npz", allow_pickle=False) as data:
+        few = {key: data[key][:256] for key in data.files}
+    losses = [p.loss for p in QatTrainer(tmp_path, TrainOptions(epochs=3, learning_rate=1e-3)).fit(few)]
+    assert losses[-1] < losses[0]
