@@ -28,9 +28,15 @@ if TYPE_CHECKING:
     from onnxq.dialects.amct.record import Record, read_record, write_record
     from onnxq.dialects.amct.retrain_api import (
         RetrainModel,
+        create_compressed_retrain_model,
+        create_prune_retrain_model,
         create_quant_retrain_config,
         create_quant_retrain_model,
+        restore_compressed_retrain_model,
+        restore_prune_retrain_model,
         restore_quant_retrain_model,
+        save_compressed_retrain_model,
+        save_prune_retrain_model,
         save_quant_retrain_model,
     )
 
@@ -42,6 +48,8 @@ __all__ = [
     "RetrainModel",
     "accuracy_based_auto_calibration",
     "convert_qat_model",
+    "create_compressed_retrain_model",
+    "create_prune_retrain_model",
     "create_quant_config",
     "create_quant_retrain_config",
     "create_quant_retrain_model",
@@ -49,8 +57,12 @@ __all__ = [
     "quantize_model",
     "quantize_preprocess",
     "read_record",
+    "restore_compressed_retrain_model",
+    "restore_prune_retrain_model",
     "restore_quant_retrain_model",
+    "save_compressed_retrain_model",
     "save_model",
+    "save_prune_retrain_model",
     "save_quant_retrain_model",
     "write_record",
 ]

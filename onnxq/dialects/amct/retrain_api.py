@@ -12,33 +12,18 @@ in a folder beside the record.
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterable, Mapping, Sequence
-from itertools import islice
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
-from onnxq import load_model, stages
-from onnxq.calib.readers import DataLike
+from onnxq import save_model as save_graph
 from onnxq.dialects._files import write_text
-from onnxq.dialects.amct.deployment import DeployedFiles, write_models
-from onnxq.dialects.amct.record import read_record
+from onnxq.dialects.amct._retrain_steps import InputData, PathLike, Training, created, restored, save_quantized
+from onnxq.dialects.amct.deployment import DeployedFiles
 from onnxq.dialects.amct.retrain_config import AmctRetrainConfig, read_retrain_config
-from onnxq.dialects.amct.retrain_job import RetrainJob, load_retrain_config, prepare_retrain
+from onnxq.dialects.amct.retrain_job import load_retrain_config, prepare_retrain
 from onnxq.dialects.amct.retrain_json import format_retrain_json
-from onnxq.dialects.amct.retrain_model import RetrainModel, artifacts_beside
-from onnxq.errors import DataError, RecipeError, RecordError, TrainingError
-from onnxq.qat.artifacts import create
-from onnxq.qat.manifest import MANIFEST, Manifest
-from onnxq.recipe import Recipe, TrainingConfig
-
-PathLike = str | os.PathLike[str]
-Training = TrainingConfig | Mapping[str, object]
-InputData = DataLike | NDArray[Any] | Sequence[NDArray[Any]] | Sequence[Mapping[str, NDArray[Any]]]
-"""A batch as AMCT takes it (arrays in the order of the inputs), feeds by name, or calibration data of any kind."""
+from onnxq.dialects.amct.retrain_model import RetrainModel
+from onnxq.errors import RecipeError
 
 
 def create_quant_retrain_config(
@@ -88,7 +73,7 @@ def create_quant_retrain_model(
         OnnxqError: If the configuration, the model or the data cannot be used, or there is no training runtime.
     """
     job = load_retrain_config(Path(config_file), model, purpose="quant")
-    return _created(job, model, record_file, input_data, training)
+    return created(job, model, record_file, input_data, training)
 
 
 def restore_quant_retrain_model(
@@ -117,7 +102,7 @@ def restore_quant_retrain_model(
     """
     del state_dict_name
     job = load_retrain_config(Path(config_file), model, purpose="quant")
-    return _restored(job, model, record_file, input_data, pth_file, training)
+    return restored(job, model, record_file, input_data, pth_file, training)
 
 
 def save_quant_retrain_model(
@@ -147,110 +132,154 @@ def save_quant_retrain_model(
         OnnxqError: If the model cannot be used or a file not be written.
     """
     del config_file, input_data, input_names, output_names, dynamic_axes
-    _save_quantized(model, record_file, save_path)
+    save_quantized(model, record_file, save_path)
 
 
-# ---- what the calls have in common
-
-
-def _created(
-    job: RetrainJob,
+def create_prune_retrain_model(
     model: PathLike,
-    record_file: PathLike,
     input_data: InputData | None,
-    training: Training | None,
+    config_defination: PathLike,
+    record_file: PathLike,
+    *,
+    training: Training | None = None,
 ) -> RetrainModel:
-    found = _make(job, model, record_file, input_data, training)
-    found.forget()
-    return found
+    """Prune a model, to be trained afterwards: channels are removed, weights get two zeros in every four.
+
+    Args:
+        model: The float model.
+        input_data: Has no effect: channels are chosen by their weights.
+        config_defination: A simplified configuration with a `prune_config`.
+        record_file: The record that `RetrainModel.infer` writes: what was pruned.
+        training: Beyond AMCT: the loss and the optimizer, as in a recipe.
+
+    Raises:
+        OnnxqError: If the configuration or the model cannot be used, or there is no training runtime.
+    """
+    job = load_retrain_config(Path(config_defination), model, purpose="prune")
+    return created(job, model, record_file, input_data, training)
 
 
-def _make(
-    job: RetrainJob,
+def restore_prune_retrain_model(
     model: PathLike,
-    record_file: PathLike,
     input_data: InputData | None,
-    training: Training | None,
-) -> RetrainModel:
-    data, samples = _batches(model, input_data, job)
-    recipe = _recipe(job, training, samples)
-    made = create(Path(model), data, artifacts_beside(record_file), recipe=recipe, quantize=job.quantizes)
-    return RetrainModel(made.directory, record_file, notes=(*job.notes, *made.notes))
-
-
-def _restored(
-    job: RetrainJob,
-    model: PathLike,
+    config_defination: PathLike,
     record_file: PathLike,
-    input_data: InputData | None,
     pth_file: PathLike,
-    training: Training | None,
+    state_dict_name: str | None = None,
+    *,
+    training: Training | None = None,
 ) -> RetrainModel:
-    if not Path(pth_file).is_file():
-        raise TrainingError(f"there is no checkpoint {pth_file}")
-    directory = artifacts_beside(record_file)
-    _, samples = _batches(model, input_data, job)
-    if _has(directory, Path(model), _recipe(job, training, samples)):
-        found = RetrainModel(directory, record_file, notes=job.notes)
-    else:
-        found = _make(job, model, record_file, input_data, training)
-    found.load_checkpoint(pth_file)
-    return found
+    """The pruned model of an interrupted training; see `restore_quant_retrain_model`.
+
+    Raises:
+        OnnxqError: As for `create_prune_retrain_model`, or if the checkpoint cannot be used.
+    """
+    del state_dict_name
+    job = load_retrain_config(Path(config_defination), model, purpose="prune")
+    return restored(job, model, record_file, input_data, pth_file, training)
 
 
-def _has(directory: Path, model: Path, recipe: Recipe) -> bool:
-    """Whether a folder has the artifacts of a model and a recipe."""
-    return (directory / MANIFEST).is_file() and Manifest.read(directory).is_for(model, recipe)
+def save_prune_retrain_model(
+    model: RetrainModel,
+    save_path: PathLike,
+    input_data: InputData | None = None,
+    input_names: Sequence[str] | None = None,
+    output_names: Sequence[str] | None = None,
+    dynamic_axes: Mapping[str, object] | None = None,
+) -> None:
+    """Write a pruned and trained model; the two files have the same content, as AMCT's have.
 
+    Args:
+        model: What was trained.
+        save_path: A prefix of the files, ``out/net`` or ``out/``.
+        input_data: Has no effect, like the arguments behind it.
+        input_names: See `input_data`.
+        output_names: See `input_data`.
+        dynamic_axes: See `input_data`.
 
-def _recipe(job: RetrainJob, training: Training | None, samples: int | None) -> Recipe:
-    recipe = job.recipe
-    if training is not None:
-        recipe = recipe.replace(training=training)
-    return recipe.replace(calibration=recipe.calibration.replace(samples=samples))
-
-
-def _batches(model: PathLike, data: InputData | None, job: RetrainJob) -> tuple[DataLike | None, int | None]:
-    """The first ``batch_num`` batches, and how many samples are to be used of data that are not cut into batches."""
-    if data is None or isinstance(data, (str, os.PathLike)):
-        return data, job.samples()
-    names = [str(tensor.name) for tensor in load_model(model).inputs]
-    if isinstance(data, np.ndarray):
-        data = (data,)
-    if isinstance(data, Mapping):
-        return _inputs(data, names), None
-    if isinstance(data, Sequence) and data and isinstance(data[0], np.ndarray):
-        if len(data) != len(names):
-            raise DataError(f"input_data has {len(data)} arrays; the model has {len(names)} inputs: {', '.join(names)}")
-        return dict(zip(names, data, strict=True)), None
-    if isinstance(data, Iterable):
-        found = islice(data, job.batch_num)
-        return [_inputs(feed, names) if isinstance(feed, Mapping) else feed for feed in found], None
-    return data, None
-
-
-def _inputs(feed: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:
-    """A feed without labels, if it has all inputs."""
-    return {name: feed[name] for name in names} if all(name in feed for name in names) else dict(feed)
-
-
-def _save_quantized(model: RetrainModel | PathLike, record_file: PathLike, save_path: PathLike) -> None:
+    Raises:
+        OnnxqError: If the model cannot be used or a file not be written.
+    """
+    del input_data, input_names, output_names, dynamic_axes
     files = DeployedFiles.under(save_path)
-    trained = model if isinstance(model, RetrainModel) else RetrainModel(artifacts_beside(record_file), record_file)
-    if not Path(record_file).is_file():
-        raise RecordError(f"there is no record {record_file}; it is written by infer(), once training is done")
-    record = read_record(record_file)
-    result = trained.result
-    floats = result.original if result.original is not None else result.graph
-    recipe = {"target": "ascend", "fuse": {"batchnorm": False}, "fp16_scales": bool(record.fp16)}
-    inserted = stages.insert(floats, record.layers, recipe=recipe)
-    write_models(inserted.deploy, inserted.fake_quant, floats.skeleton(), files)
+    for path in (files.deploy, files.fake_quant):
+        save_graph(model.result.graph, path)
+
+
+def create_compressed_retrain_model(
+    model: PathLike,
+    input_data: InputData | None,
+    config_defination: PathLike,
+    record_file: PathLike,
+    *,
+    training: Training | None = None,
+) -> RetrainModel:
+    """Prune a model and put trainable quantizers into it.
+
+    Args:
+        model: The float model.
+        input_data: The first ``batch_num`` batches of it calibrate.
+        config_defination: A simplified configuration with a `prune_config`; what it does not say of quantization is
+            8 bits.
+        record_file: The record that `RetrainModel.infer` writes: scales, and what was pruned.
+        training: Beyond AMCT: the loss and the optimizer, as in a recipe.
+
+    Raises:
+        OnnxqError: If the configuration, the model or the data cannot be used, or there is no training runtime.
+    """
+    job = load_retrain_config(Path(config_defination), model, purpose="compressed")
+    return created(job, model, record_file, input_data, training)
+
+
+def restore_compressed_retrain_model(
+    model: PathLike,
+    input_data: InputData | None,
+    config_defination: PathLike,
+    record_file: PathLike,
+    pth_file: PathLike,
+    state_dict_name: str | None = None,
+    *,
+    training: Training | None = None,
+) -> RetrainModel:
+    """The pruned and quantized model of an interrupted training; see `restore_quant_retrain_model`.
+
+    Raises:
+        OnnxqError: As for `create_compressed_retrain_model`, or if the checkpoint cannot be used.
+    """
+    del state_dict_name
+    job = load_retrain_config(Path(config_defination), model, purpose="compressed")
+    return restored(job, model, record_file, input_data, pth_file, training)
+
+
+def save_compressed_retrain_model(
+    model: RetrainModel | PathLike,
+    record_file: PathLike,
+    save_path: PathLike,
+    input_data: InputData | None = None,
+    input_names: Sequence[str] | None = None,
+    output_names: Sequence[str] | None = None,
+    dynamic_axes: Mapping[str, object] | None = None,
+) -> None:
+    """Write the model for ATC, its twin in standard operators and the fusion file; see `save_quant_retrain_model`.
+
+    Raises:
+        RecordError: If there is no record yet, or it does not fit the model.
+        OnnxqError: If the model cannot be used or a file not be written.
+    """
+    del input_data, input_names, output_names, dynamic_axes
+    save_quantized(model, record_file, save_path)
 
 
 __all__ = [
     "RetrainModel",
+    "create_compressed_retrain_model",
+    "create_prune_retrain_model",
     "create_quant_retrain_config",
     "create_quant_retrain_model",
+    "restore_compressed_retrain_model",
+    "restore_prune_retrain_model",
     "restore_quant_retrain_model",
+    "save_compressed_retrain_model",
+    "save_prune_retrain_model",
     "save_quant_retrain_model",
 ]

@@ -5,17 +5,21 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from onnxq import load_model
 from onnxq.dialects.amct.deployment import record_of
-from onnxq.dialects.amct.record import write_record
+from onnxq.dialects.amct.prune_records import to_messages
+from onnxq.dialects.amct.pruned_graph import selective_masks
+from onnxq.dialects.amct.record import read_record, write_record
 from onnxq.errors import DataError, TrainingError
 from onnxq.qat.data import DataLike
-from onnxq.qat.manifest import Manifest
+from onnxq.qat.manifest import FLOAT_MODEL, Manifest
 from onnxq.qat.overlay import Overlay
 from onnxq.qat.save import quantized, trained_values
 from onnxq.qat.trainer import BEST, HISTORY, LAST, OPTIONS, Progress, QatTrainer, TrainOptions
@@ -28,6 +32,8 @@ if TYPE_CHECKING:
 
 PathLike = str | os.PathLike[str]
 Feed = Mapping[str, NDArray[Any]]
+PRUNED = "pruned.txt"
+"""The channels that were removed, as a record; among the artifacts."""
 
 
 def artifacts_beside(record_file: PathLike) -> Path:
@@ -212,7 +218,8 @@ class RetrainModel:
             OnnxqError: If the parameters cannot be used, or the record cannot be written.
         """
         result = self.result
-        write_record(record_of(result.factors, fp16=result.recipe.fp16_scales), self.record_file)
+        record = record_of(result.factors, fp16=result.recipe.fp16_scales)
+        write_record(replace(record, prune=self._prune_records()), self.record_file)
         if feed is None:
             return {}
         missing = [name for name in self.manifest.inputs if name not in feed]
@@ -221,6 +228,15 @@ class RetrainModel:
         session = make_session(result.twin or result.graph)
         inputs = {name: np.asarray(feed[name]) for name in self.manifest.inputs}
         return dict(zip(session.output_names, session.run(None, inputs), strict=True))
+
+    def _prune_records(self) -> tuple[Any, ...]:
+        """What the record says of pruning: the channels that are gone, and the masks as they are now."""
+        pruned = self.directory / PRUNED
+        found = read_record(pruned).prune if pruned.is_file() else ()
+        if self.manifest.masks:
+            graph = load_model(self.directory / FLOAT_MODEL)
+            found += to_messages(selective_masks(graph, self.manifest.masks, self.values))
+        return found
 
     def close(self) -> None:
         """End the process that `step` has begun; what was not saved of its training is lost."""
