@@ -7,8 +7,9 @@ inserted = onnxq.stages.insert(chosen.graph, chosen.factors)
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,7 +23,10 @@ from onnxq.passes._base import Fact, Pass, PassManager, PassReport
 from onnxq.passes.apply_balance import ApplyBalance
 from onnxq.passes.assign_names import AssignNames
 from onnxq.passes.collect_factors import CollectFactors
+from onnxq.passes.infer_shapes import InferShapes
+from onnxq.passes.lift_constants import LiftConstants
 from onnxq.passes.select_layers import SelectLayers
+from onnxq.passes.split_linear import SplitLinear
 from onnxq.passes.use_factors import UseFactors
 from onnxq.pipeline import (
     ModelLike,
@@ -214,3 +218,35 @@ def name_nodes(model: ModelLike) -> GraphModel:
     graph, _ = open_model(model)
     run_passes(PassManager([AssignNames()]), graph, context_for(Recipe(), None, 1, None))
     return graph
+
+
+def rewrite(model: ModelLike, passes: Sequence[Pass]) -> GraphModel:
+    """The float model after some passes of the user's: its nodes have unique names and its constants no nodes.
+
+    Args:
+        model: The model; it is not changed.
+        passes: They find a named graph with lifted constants and known element types.
+
+    Raises:
+        RecipeError: If a pass needs more than that, and none in front of it provides it.
+        PassError: If a pass fails.
+        OnnxqError: If the model cannot be used.
+    """
+    graph, _ = open_model(model)
+    prepared: list[Pass] = [AssignNames(), LiftConstants(), InferShapes()]
+    run_passes(PassManager([*prepared, *passes]), graph, context_for(Recipe(), None, 1, None))
+    return graph
+
+
+def split_linear(nodes: Sequence[str], along: Literal["outputs", "inputs"], parts: int = 1) -> Pass:
+    """The pass that computes linear layers in parts, as parallel devices do; see `SplitLinear`.
+
+    Args:
+        nodes: Names of the layers: Gemm or MatMul.
+        along: Whether each part gives some outputs, or takes some inputs.
+        parts: How many.
+
+    Raises:
+        RecipeError: If there are less than one.
+    """
+    return SplitLinear(tuple(nodes), along, parts)
