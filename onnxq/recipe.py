@@ -21,6 +21,8 @@ from pydantic import Field, model_validator
 from onnxq._recipe.base import Flag, InvalidRecipe, Model, Name, Problem, plain
 from onnxq._recipe.load import parse_mapping, read_mapping
 from onnxq._recipe.methods import (
+    AVG,
+    EMD,
     HFMG,
     IFMR,
     KL,
@@ -29,6 +31,7 @@ from onnxq._recipe.methods import (
     ActivationMethod,
     ActivationMSE,
     AdaRound,
+    Custom,
     MinMax,
     OutputMSE,
     Percentile,
@@ -75,6 +78,8 @@ from onnxq.errors import nearest
 
 __all__ = [
     "ARQ",
+    "AVG",
+    "EMD",
     "GPTQ",
     "HFMG",
     "IFMR",
@@ -97,6 +102,7 @@ __all__ = [
     "CalibrationConfig",
     "ChannelPrune",
     "CrossEntropy",
+    "Custom",
     "Distillation",
     "Dynamic",
     "EqualizeConfig",

@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onnxq.errors import CalibrationError
+from onnxq.observers import Observed, ObserverRequest
 
 T = TypeVar("T")
 
@@ -205,6 +206,34 @@ class RoundQuantiles:
         return RoundQuantiles(self.shares, sums, self.rounds + other.rounds)
 
 
+@dataclass(frozen=True, slots=True)
+class RoundPeaks:
+    """Largest magnitudes of single rounds (runs of the model), added up over the rounds.
+
+    The sum is a whole number, so `merge` is associative, commutative and exact to the bit.
+
+    Attributes:
+        sum: In units of ``2**-149``.
+        rounds: How many rounds.
+    """
+
+    sum: int = 0
+    rounds: int = 0
+
+    def add(self, peak: float) -> RoundPeaks:
+        """Return the sum with one more round; `peak` is a float32 number."""
+        return RoundPeaks(self.sum + int(math.ldexp(peak, UNIT)), self.rounds + 1)
+
+    @property
+    def mean(self) -> float:
+        """Mean over the rounds, of which there is one at least."""
+        return float(Fraction(self.sum, self.rounds << UNIT))
+
+    def merge(self, other: RoundPeaks) -> RoundPeaks:
+        """Return the sum over the rounds of both; associative, commutative, exact."""
+        return RoundPeaks(self.sum + other.sum, self.rounds + other.rounds)
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class TensorStats:
     """Statistics of one tensor over any number of samples.
@@ -222,6 +251,8 @@ class TensorStats:
             rounding, so whoever merges must do it in a fixed order (samples ascending).
         channel_count: Number of values behind each entry of `channel_sum`.
         quantiles: Order statistics of the rounds.
+        peaks: Largest magnitudes of the rounds.
+        observed: The user's observers that have seen it, each for a request of its own.
     """
 
     low: float
@@ -232,6 +263,8 @@ class TensorStats:
     channel_sum: NDArray[np.float64] | None = None
     channel_count: int = 0
     quantiles: RoundQuantiles | None = None
+    peaks: RoundPeaks | None = None
+    observed: tuple[Observed, ...] | None = None
 
     def __post_init__(self) -> None:
         if self.count < 0 or self.channel_count < 0:
@@ -296,6 +329,27 @@ class TensorStats:
             raise CalibrationError("this method needs order statistics and none were collected; ask for QUANTILES")
         return self.quantiles
 
+    def require_peaks(self) -> RoundPeaks:
+        """Return the largest magnitudes of the rounds.
+
+        Raises:
+            CalibrationError: If none were collected.
+        """
+        if self.peaks is None or self.count == 0:
+            raise CalibrationError("this method needs the magnitudes of all rounds; ask for PEAKS")
+        return self.peaks
+
+    def require_observed(self, request: ObserverRequest) -> Observed:
+        """Return the observer that was asked for.
+
+        Raises:
+            CalibrationError: If there was none.
+        """
+        for observed in self.observed or ():
+            if observed.request == request:
+                return observed
+        raise CalibrationError(f"observer {request.label} has not seen this tensor; ask for OBSERVED")
+
     def merge(self, other: TensorStats) -> TensorStats:
         """Return the statistics of both data sets together.
 
@@ -311,6 +365,8 @@ class TensorStats:
             channel_sum=_join("channel_sum", self.channel_sum, other.channel_sum, _sum),
             channel_count=self.channel_count + other.channel_count,
             quantiles=_join("quantiles", self.quantiles, other.quantiles, RoundQuantiles.merge),
+            peaks=_join("peaks", self.peaks, other.peaks, RoundPeaks.merge),
+            observed=_join("observed", self.observed, other.observed, _seen_by_both),
         )
 
 
@@ -320,6 +376,11 @@ def _join(name: str, left: T | None, right: T | None, merge: Callable[[T, T], T]
     if left is None or right is None:
         raise ValueError(f"only one side of the merge has {name}")
     return merge(left, right)
+
+
+def _seen_by_both(left: tuple[Observed, ...], right: tuple[Observed, ...]) -> tuple[Observed, ...]:
+    by_request = {observed.request: observed for observed in right}
+    return tuple(one.merge(by_request[one.request]) for one in left if one.request in by_request)
 
 
 def _larger(left: NDArray[np.float32], right: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -11,6 +11,7 @@ from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema, ErrorDetails, core_schema
 
 from onnxq.errors import RecipeError, nearest
+from onnxq.observers import reference_of
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -224,4 +225,4 @@ def _plain_value(value: object, *, defaults: bool) -> object:
         return [_plain_value(item, defaults=defaults) for item in value]
     if isinstance(value, Mapping):
         return {str(key): _plain_value(item, defaults=defaults) for key, item in value.items()}
-    return value
+    return reference_of(value) if callable(value) else value

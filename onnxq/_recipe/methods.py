@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Callable
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
+from pydantic.json_schema import SkipJsonSchema
 
 from onnxq._recipe.base import Flag, Model, Number, Share, Shorthand
+from onnxq.observers import ObserverRequest
 
 SearchRange = tuple[Number, Number]
 Quantile = Annotated[float, Field(strict=True, ge=0, le=1)]
@@ -45,6 +49,9 @@ class Percentile(Method):
     name: Literal["percentile"] = "percentile"
     percentile: Annotated[float, Field(strict=True, gt=50, le=100)] = Field(
         default=99.99, description="How many percent of the values are kept at each end."
+    )
+    both_ends: Flag = Field(
+        default=False, description="Of symmetric ranges too, cut each end by itself, as PaddleSlim does."
     )
 
 
@@ -117,6 +124,55 @@ class RemovalOutlier(Method):
         return self
 
 
+class AVG(Method):
+    """The largest magnitude of every sample, averaged over the samples."""
+
+    name: Literal["avg"] = "avg"
+
+
+class EMD(Method):
+    """The range whose rounded values have the closest mean and standard deviation."""
+
+    name: Literal["emd"] = "emd"
+    search_range: SearchRange = Field(default=(0.3, 1.0), description="Smallest and largest part of the range tried.")
+    search_step: Annotated[float, Field(strict=True, ge=0.001)] = Field(
+        default=0.02, description="Distance of the parts that are tried."
+    )
+
+    @model_validator(mode="after")
+    def _check(self) -> EMD:
+        _check_search(self.search_range, self.search_step)
+        return self
+
+
+class Custom(Method):
+    """What an observer of your own chooses; see writing_an_observer.md. The file or module it names is run."""
+
+    name: Literal["custom"] = "custom"
+    observer: Annotated[str, Field(strict=True, min_length=1)] | SkipJsonSchema[Callable[..., object]] = Field(
+        description="`file.py:Class` or `module:Class`; in Python also the class, or a function that makes one."
+    )
+    options: dict[str, Any] = Field(default_factory=dict, description="Its keyword arguments.")
+    batches: Literal["sample", "data"] = Field(
+        default="sample",
+        description="What it sees at a time: sample, one sample; data, the batches as the data have them, which then "
+        "change the result.",
+    )
+
+    @model_validator(mode="after")
+    def _check(self) -> Custom:
+        try:
+            json.dumps(self.options, allow_nan=False)
+        except (TypeError, ValueError) as err:
+            raise ValueError(f"options must be mappings, lists, strings and numbers: {err}") from None
+        return self
+
+    @property
+    def request(self) -> ObserverRequest:
+        """Which observer is wanted."""
+        return ObserverRequest.of(self.observer, self.options, batches=self.batches == "data")
+
+
 class AbsMax(Method):
     """The largest magnitude; the smallest and largest value where the weights are asymmetric."""
 
@@ -185,7 +241,7 @@ class NUQ(Method):
 
 
 def _activation_names() -> list[str]:
-    return ["minmax", "percentile", "kl", "mse", "ifmr", "hfmg", "removal_outlier"]
+    return ["minmax", "percentile", "kl", "mse", "ifmr", "hfmg", "removal_outlier", "avg", "emd"]
 
 
 def _weight_names() -> list[str]:
@@ -193,7 +249,7 @@ def _weight_names() -> list[str]:
 
 
 ActivationMethod = Annotated[
-    MinMax | Percentile | KL | ActivationMSE | OutputMSE | IFMR | HFMG | RemovalOutlier,
+    MinMax | Percentile | KL | ActivationMSE | OutputMSE | IFMR | HFMG | RemovalOutlier | AVG | EMD | Custom,
     Field(discriminator="name"),
     Shorthand("name", _activation_names),
 ]

@@ -27,12 +27,15 @@ from onnxq.calib.feeds import Feed, InputInfo, batching, sample_count
 from onnxq.calib.points import StatisticPoint, StatKind
 from onnxq.calib.reductions import LARGE, THINNING, Extremes, Reductions
 from onnxq.errors import CalibrationError
+from onnxq.observers import Observed
 from onnxq.runtime import Session
-from onnxq.stats import BINS, MIN_EXPONENT, Histogram, RoundQuantiles, TensorStats, exponent_for
+from onnxq.stats import BINS, MIN_EXPONENT, Histogram, RoundPeaks, RoundQuantiles, TensorStats, exponent_for
 
 BATCH_BYTES = 1 << 22
 """A batch grows until the tensors of interest take about this much: beyond, it no longer fits the caches."""
 LARGEST_BATCH = 32
+_SINGLE = StatKind.QUANTILES | StatKind.PEAKS | StatKind.OBSERVED
+"""What is asked of every sample by itself."""
 
 OnSamples = Callable[[int], None]
 """Is told the number of samples done so far."""
@@ -72,10 +75,12 @@ class _Accumulator:
     counter: _Counter = field(default_factory=_Counter)
     absmax: NDArray[np.float32] | None = None
     quantiles: RoundQuantiles | None = field(init=False)
+    peaks: RoundPeaks | None = field(init=False)
 
     def __post_init__(self) -> None:
         wanted = StatKind.QUANTILES in self.point.kinds
         self.quantiles = RoundQuantiles.empty(self.point.shares) if wanted else None
+        self.peaks = RoundPeaks() if StatKind.PEAKS in self.point.kinds else None
 
     def add(self, x: NDArray[np.float32], lanes: NDArray[np.uint32]) -> bool:
         """Take in one array; False if it holds NaN or infinity."""
@@ -96,6 +101,8 @@ class _Accumulator:
             self.counter.add(_thinned(x), max(-low, high), lanes)
         if self.quantiles is not None and x.size:
             self.quantiles = self.quantiles.add(order_statistics(x, self.quantiles.ranks(x.size)))
+        if self.peaks is not None and x.size:
+            self.peaks = self.peaks.add(max(-low, high))
         return True
 
     def stats(self) -> TensorStats:
@@ -103,7 +110,9 @@ class _Accumulator:
         histogram = None
         if StatKind.HISTOGRAM in self.point.kinds:
             histogram = self.counter.histogram()
-        return TensorStats(self.low, self.high, self.count, histogram, self.absmax, quantiles=self.quantiles)
+        return TensorStats(
+            self.low, self.high, self.count, histogram, self.absmax, quantiles=self.quantiles, peaks=self.peaks
+        )
 
 
 def _thinned(x: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -165,6 +174,7 @@ class _Done:
     samples: int
     bad: tuple[str, ...]
     sums: dict[str, tuple[NDArray[np.float64], int]]
+    seen: dict[str, NDArray[np.float32]]
 
 
 @dataclass
@@ -177,7 +187,8 @@ class Collector:
         inputs: The model's inputs.
         workers: How many batches are run at the same time.
         batch: Samples of a batch; 0 chooses by the size of the tensors of one sample. Order statistics are those
-            of a run, so with them it is one sample, or the batch that the model fixes.
+            of a run, so with them it is one sample, or the batch that the model fixes; so it is for observers, unless
+            these want the batches that the data come in.
         on_samples: Is told how many samples are done.
         reduced: Points whose extremes the session computes by itself.
         explain: Called with the feed of a batch with NaN or infinity; names the node that made it.
@@ -216,18 +227,23 @@ class Collector:
 
         sums: dict[str, tuple[NDArray[np.float64], int]] = {}
         samples = 0
+        observers = {p.tensor: [Observed.start(p.tensor, request) for request in p.observers] for p in self.points}
         with ThreadPoolExecutor(self.workers) as pool:
             for start, feed, done in _ordered(pool, work, self._batches(feeds, taps), 2 * self.workers):
                 if done.bad:
                     raise CalibrationError(self._blame(start, feed, done))
                 _add_sums(sums, done.sums)
+                for name, x in done.seen.items():  # here, not on the workers: in the order of the data
+                    for observer in observers[name]:
+                        observer.see(x)
                 samples = start + done.samples
                 if self.on_samples is not None:
                     self.on_samples(samples)
         if not samples:
             raise CalibrationError("there was not a single sample to calibrate with")
         found = [worker.stats() for worker in crew]
-        return {name: _merged([stats[name] for stats in found], sums.get(name)) for name in names}
+        total = {name: _merged([stats[name] for stats in found], sums.get(name)) for name in names}
+        return {name: replace(total[name], observed=tuple(observers[name]) or None) for name in names}
 
     def _worker(self) -> _Worker:
         fetched = {p.tensor: _Accumulator(p) for p in self.points if p.tensor not in self.reduced.tensors}
@@ -244,11 +260,19 @@ class Collector:
 
     def _batches(self, feeds: Iterable[Feed], taps: Sequence[str]) -> Iterator[tuple[int, Feed]]:
         size = self.batch or batching(self.inputs).fixed
-        if any(StatKind.QUANTILES in point.kinds for point in self.points):
+        if any(point.batches for point in self.points) and not batching(self.inputs).fixed:
+            return self._as_given(feeds)
+        if any(_SINGLE & point.kinds for point in self.points):
             size = batching(self.inputs).fixed or 1
         if size:
             return rechunk(feeds, size, self.inputs)
         return self._sized(iter(feeds), taps)
+
+    def _as_given(self, feeds: Iterable[Feed]) -> Iterator[tuple[int, Feed]]:
+        start = 0
+        for feed in feeds:
+            yield start, feed
+            start += _rows(feed, self.inputs)
 
     def _sized(self, feeds: Iterator[Feed], taps: Sequence[str]) -> Iterator[tuple[int, Feed]]:
         """Choose the batch by the shapes or, where they are not known, by running the first sample."""
@@ -265,6 +289,7 @@ class Collector:
         if not bad:
             worker.count({name: found[output] for name, output in self.reduced.rows.items()})
         sums: dict[str, tuple[NDArray[np.float64], int]] = {}
+        seen: dict[str, NDArray[np.float32]] = {}
         for point in self.points:
             if point.tensor not in worker.accumulators:
                 continue
@@ -273,10 +298,13 @@ class Collector:
                 raise CalibrationError(f"tensor {point.tensor!r} is no float32 tensor; it cannot be calibrated")
             if not worker.accumulators[point.tensor].add(x, worker.lanes):
                 bad.add(point.tensor)
-            elif StatKind.CHANNEL_SUM in point.kinds:
+                continue
+            if StatKind.CHANNEL_SUM in point.kinds:
                 view = by_channel(x, point.axis)
                 sums[point.tensor] = (kernels.channel_sum(view), view.shape[0] * view.shape[2])
-        return _Done(rows, tuple(p.tensor for p in self.points if p.tensor in bad), sums)
+            if point.observers and x.size:
+                seen[point.tensor] = x
+        return _Done(rows, tuple(p.tensor for p in self.points if p.tensor in bad), sums, seen)
 
     def _blame(self, start: int, feed: Feed, done: _Done) -> str:
         stop = start + done.samples - 1

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import Flag, auto
 
+from onnxq.observers import ObserverRequest
+
 
 class StatKind(Flag):
     """What to measure of a tensor."""
@@ -19,6 +21,10 @@ class StatKind(Flag):
     """Sum of each channel, for means."""
     QUANTILES = auto()
     """Order statistics of every run; the model is run one sample at a time for that."""
+    PEAKS = auto()
+    """Largest magnitude of every run, likewise."""
+    OBSERVED = auto()
+    """What observers of the user's want to see."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,9 +36,16 @@ class StatisticPoint:
         kinds: What to measure.
         axis: Where its channels are, counted as numpy does; only the channel kinds use it.
         shares: Which order statistics, see `onnxq.stats.RoundQuantiles`; only QUANTILES uses it.
+        observers: Who is to see it; only OBSERVED uses it.
     """
 
     tensor: str
     kinds: StatKind
     axis: int = 1
     shares: tuple[float, ...] = ()
+    observers: tuple[ObserverRequest, ...] = ()
+
+    @property
+    def batches(self) -> bool:
+        """Whether observers want the batches that the data come in."""
+        return any(request.batches for request in self.observers)

@@ -22,7 +22,7 @@ _STEPS = 10
 _PREFIX = "onnxq.extremes"
 _END = int(np.iinfo(np.int64).max)
 
-_WHOLE = StatKind.CHANNEL_SUM | StatKind.QUANTILES
+_WHOLE = StatKind.CHANNEL_SUM | StatKind.QUANTILES | StatKind.PEAKS | StatKind.OBSERVED
 """What needs all values of a tensor."""
 
 LARGE = 1 << 14

@@ -39,6 +39,8 @@ class Method(str, Enum):
     IFMR = "ifmr"
     HFMG = "hfmg"
     REMOVAL_OUTLIER = "removal_outlier"
+    AVG = "avg"
+    EMD = "emd"
 
 
 class Layout(str, Enum):

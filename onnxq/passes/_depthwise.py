@@ -10,6 +10,7 @@ from onnxq.graph import GraphModel, Node
 from onnxq.passes._clamps import clamp_limits
 from onnxq.passes._linear import why_shared
 from onnxq.plan import ActivationPlan, Plan, WeightPlan
+from onnxq.recipe import Custom
 from onnxq.spec import PerAxis
 
 
@@ -42,6 +43,8 @@ def links(graph: GraphModel, plan: Plan) -> Iterator[Link]:
     weights = {w.node: w for w in plan.weights}
     for activation in plan.activations.values():
         if activation.group != activation.tensor or len(activation.readers) != 1:
+            continue
+        if isinstance(activation.method, Custom):  # an observer of the user's is to see the tensor as it is
             continue
         tensor = graph.tensor(activation.tensor)
         consumer = graph.node(activation.readers[0][0])

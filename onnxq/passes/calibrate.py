@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, ClassVar
 
 from onnxq.algos.activation import method_info, shares_of
 from onnxq.calib.points import StatisticPoint, StatKind
 from onnxq.errors import DataError
 from onnxq.graph import GraphModel
+from onnxq.observers import ObserverRequest
 from onnxq.passes._base import Fact, Pass, PassReport
 from onnxq.passes._collect import measure
 from onnxq.passes._depthwise import links
 from onnxq.passes._measured import is_measured
 from onnxq.plan import Plan
-from onnxq.recipe import ActivationMethod, OutputMSE
+from onnxq.recipe import ActivationMethod, Custom, OutputMSE
 
 if TYPE_CHECKING:
     from onnxq.context import QuantContext
@@ -61,16 +62,20 @@ class Calibrate(Pass):
         """
         points = list(_points(graph, ctx.plan or Plan(), channels=self.channels))
         clamped = {a.tensor for a in (ctx.plan or Plan()).activations.values() if a.bounds[0] == 0}
-        ctx.stats = measure(graph, ctx, points, nonnegative=clamped)
+        ctx.stats = measure(graph, ctx, [p for p in points if not p.batches], nonnegative=clamped)
+        for name, seen in measure(graph, ctx, [p for p in points if p.batches], nonnegative=clamped).items():
+            both = (*(ctx.stats[name].observed or ()), *(seen.observed or ())) if name in ctx.stats else seen.observed
+            ctx.stats[name] = replace(ctx.stats.get(name, seen), observed=both)
         if not ctx.stats:
             return PassReport()
-        return PassReport(notes=(f"{len(points)} tensors measured over {ctx.samples} samples",))
+        return PassReport(notes=(f"{len(ctx.stats)} tensors measured over {ctx.samples} samples",))
 
 
 def _points(graph: GraphModel, plan: Plan, *, channels: bool) -> Iterator[StatisticPoint]:
     spread = {link.activation.tensor for link in links(graph, plan)} if channels else set()
     kinds: dict[str, StatKind] = {}
     shares: dict[str, set[float]] = {}
+    observers: dict[str, dict[ObserverRequest, None]] = {}
     for activation in plan.activations.values():
         name = activation.tensor
         if name in spread:
@@ -78,16 +83,38 @@ def _points(graph: GraphModel, plan: Plan, *, channels: bool) -> Iterator[Statis
         elif is_measured(graph, plan, activation):  # readers may want one tensor in several ways
             kinds[name] = kinds.get(name, StatKind.RANGE) | _kind(activation.method)
             shares.setdefault(name, set()).update(_shares(activation.method))
+            if isinstance(activation.method, Custom):
+                observers.setdefault(name, {})[activation.method.request] = None
     for name, kind in kinds.items():
         simple = kind if kind == StatKind.RANGE else kind & ~StatKind.RANGE
-        yield StatisticPoint(name, simple, shares=tuple(sorted(shares.get(name, ()))))
+        yield from _rounds(name, simple, tuple(sorted(shares.get(name, ()))), tuple(observers.get(name, ())))
+
+
+def _rounds(
+    name: str, kind: StatKind, shares: tuple[float, ...], observers: tuple[ObserverRequest, ...]
+) -> Iterator[StatisticPoint]:
+    """The points of one tensor; what wants the batches of the data takes a run of its own."""
+    single = tuple(request for request in observers if not request.batches)
+    whole = tuple(request for request in observers if request.batches)
+    others = kind if single else kind & ~StatKind.OBSERVED
+    if others:
+        yield StatisticPoint(name, others, shares=shares, observers=single)
+    if whole:
+        yield StatisticPoint(name, StatKind.OBSERVED, observers=whole)
 
 
 def _kind(method: ActivationMethod) -> StatKind:
-    if isinstance(method, OutputMSE) or method_info(method.name).needs_histogram:
+    if isinstance(method, OutputMSE):
         return StatKind.HISTOGRAM
+    if isinstance(method, Custom):
+        return StatKind.OBSERVED
+    info = method_info(method.name)
+    if info.needs_histogram:
+        return StatKind.HISTOGRAM
+    if info.needs_peaks:
+        return StatKind.PEAKS
     return StatKind.QUANTILES if _shares(method) else StatKind.RANGE
 
 
 def _shares(method: ActivationMethod) -> tuple[float, ...]:
-    return () if isinstance(method, OutputMSE) else shares_of(method.name, method.parameters())
+    return () if isinstance(method, (OutputMSE, Custom)) else shares_of(method.name, method.parameters())

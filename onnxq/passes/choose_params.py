@@ -15,7 +15,7 @@ from onnxq.passes._fitting import fit_bias, with_safe_pairs
 from onnxq.passes._measured import groups_of, merged_stats
 from onnxq.passes._weights import weight_value
 from onnxq.plan import ActivationPlan, Plan, WeightPlan
-from onnxq.recipe import ActivationMSE, OutputMSE
+from onnxq.recipe import ActivationMSE, Custom, OutputMSE
 from onnxq.spec import QuantParams
 from onnxq.stats import TensorStats
 
@@ -76,10 +76,13 @@ def _activations(plan: Plan, ctx: QuantContext) -> dict[str, QuantParams]:
 def _find_range(members: list[ActivationPlan], stats: dict[str, TensorStats]) -> tuple[float, float]:
     total, bounds = merged_stats(members, stats)
     method = members[0].method
+    if isinstance(method, Custom):
+        low, high = total.require_observed(method.request).find_range()
+        return max(low, bounds[0]), min(high, bounds[1])
     if isinstance(method, OutputMSE):  # SearchRanges did not run, or nothing reads the tensor
         method = ActivationMSE()
     config = activation_methods.config_from_dict(method.name, method.parameters())
-    if activation_methods.method_info(method.name).needs_quantiles:  # of values of one tensor, not of several
+    if activation_methods.method_info(method.name).joins_ranges:
         parts = [stats[m.tensor] for m in members if m.tensor in stats and stats[m.tensor].count]
     else:
         parts = [total]

@@ -12,7 +12,7 @@ from types import MappingProxyType
 from typing import Any
 
 from onnxq.algos._fields import build_config
-from onnxq.algos.activation import hfmg, ifmr, kl, minmax, mse, percentile, removal_outlier
+from onnxq.algos.activation import avg, emd, hfmg, ifmr, kl, minmax, mse, percentile, removal_outlier
 from onnxq.errors import RecipeError, nearest
 from onnxq.spec import QuantSpec
 from onnxq.stats import TensorStats
@@ -26,6 +26,8 @@ Config = (
     | ifmr.IfmrConfig
     | hfmg.HfmgConfig
     | removal_outlier.RemovalOutlierConfig
+    | avg.AvgConfig
+    | emd.EmdConfig
 )
 
 
@@ -39,6 +41,7 @@ class MethodInfo:
         find_range: Its search.
         needs_histogram: Whether the range of the tensor alone is not enough.
         needs_quantiles: Whether it takes order statistics, those that its configuration calls `shares`.
+        needs_peaks: Whether it takes the largest magnitude of every sample.
     """
 
     name: str
@@ -46,6 +49,12 @@ class MethodInfo:
     find_range: Callable[[TensorStats, QuantSpec, Any], tuple[float, float]]
     needs_histogram: bool
     needs_quantiles: bool = False
+    needs_peaks: bool = False
+
+    @property
+    def joins_ranges(self) -> bool:
+        """Whether tensors that share a scale take the union of their ranges: its statistics are of one tensor."""
+        return self.needs_quantiles or self.needs_peaks
 
 
 METHODS: Mapping[str, MethodInfo] = MappingProxyType(
@@ -65,6 +74,8 @@ METHODS: Mapping[str, MethodInfo] = MappingProxyType(
                 needs_histogram=False,
                 needs_quantiles=True,
             ),
+            MethodInfo("avg", avg.AvgConfig, avg.find_range, needs_histogram=False, needs_peaks=True),
+            MethodInfo("emd", emd.EmdConfig, emd.find_range, needs_histogram=True),
         )
     }
 )

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from onnxq.algos._fields import check_number
+from onnxq.algos._fields import check_flag, check_number
 from onnxq.algos.activation._histogram import magnitudes, order_statistic
 from onnxq.spec import QuantSpec
 from onnxq.stats import TensorStats
@@ -19,12 +19,16 @@ class PercentileConfig:
     Attributes:
         percentile: Share of the values, in percent, kept at each end: 99.99 lets one value in 10,000 lie above the
             range and one in 10,000 below it. For a symmetric spec it is the share of the magnitudes.
+        both_ends: For a symmetric spec too, cut each end by itself; the larger magnitude of the two then decides, as
+            in PaddleSlim's HistObserver.
     """
 
     percentile: float = 99.99
+    both_ends: bool = False
 
     def __post_init__(self) -> None:
         check_number("percentile", self.percentile, 50, 100, open_low=True)
+        check_flag("both_ends", self.both_ends)
 
 
 def find_range(stats: TensorStats, spec: QuantSpec, config: PercentileConfig) -> tuple[float, float]:
@@ -47,7 +51,7 @@ def find_range(stats: TensorStats, spec: QuantSpec, config: PercentileConfig) ->
     cut = int(np.floor(total * (1 - config.percentile / 100) + 1e-9))
     if cut == 0:
         return stats.low, stats.high
-    if spec.symmetric:
+    if spec.symmetric and not config.both_ends:
         index = int(np.searchsorted(np.cumsum(magnitudes(histogram)), total - 1 - cut, side="right"))
         clip = min((index + 0.5) * histogram.width, stats.absmax)
         return max(stats.low, -clip), min(stats.high, clip)

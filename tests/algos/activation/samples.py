@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 
 from onnxq.spec import QType, QuantSpec
-from onnxq.stats import RoundQuantiles, TensorStats
+from onnxq.stats import RoundPeaks, RoundQuantiles, TensorStats
 
 ASYMMETRIC = QuantSpec(QType.UINT8, symmetric=False)
 SYMMETRIC = QuantSpec(QType.INT8)
@@ -49,7 +49,8 @@ SHARES = (0.0001, 0.9999)
 def stats_of(x):
     flat = np.sort(x.reshape(-1))
     quantiles = RoundQuantiles.empty(SHARES).add(np.array([flat[int(share * flat.size)] for share in SHARES]))
-    return replace(TensorStats.from_array(x), quantiles=quantiles)
+    stats = TensorStats.from_array(x)
+    return replace(stats, quantiles=quantiles, peaks=RoundPeaks().add(stats.absmax))
 
 
 def squared_error(x, low, high, spec):

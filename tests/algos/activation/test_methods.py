@@ -67,6 +67,9 @@ def test_methods_need_what_they_say(method):
     elif info.needs_quantiles:
         with pytest.raises(CalibrationError, match="ask for QUANTILES"):
             find_range(stats, ASYMMETRIC, info.config())
+    elif info.needs_peaks:
+        with pytest.raises(CalibrationError, match="ask for PEAKS"):
+            find_range(stats, ASYMMETRIC, info.config())
     else:
         assert find_range(stats, ASYMMETRIC, info.config()) == (-1.0, 2.0)
 
@@ -77,7 +80,7 @@ def test_one_sided_data_keep_their_inner_end():
 
 
 def test_registry_and_configs():
-    assert list(METHODS) == ["minmax", "percentile", "kl", "mse", "ifmr", "hfmg", "removal_outlier"]
+    assert list(METHODS) == ["minmax", "percentile", "kl", "mse", "ifmr", "hfmg", "removal_outlier", "avg", "emd"]
     for name, info in METHODS.items():
         assert info.name == name
         assert dataclasses.is_dataclass(info.config)
