@@ -51,16 +51,17 @@ class LegalizeForTraining(Pass):
         batch, and ``ctx.frozen`` names the initializers with the running ones.
 
     Attributes:
-        trained: Names of the parameters that are trained, besides those of quantizers; empty: all float constants.
+        trained: Names of the parameters that are trained, besides those of quantizers; inputs may be among them.
         outputs: Names of the graph outputs that the loss depends on; empty: all.
 
     Source: specs of training, sections 3 and 4.
     """
 
-    trained: tuple[str, ...] = ()
+    trained: tuple[str, ...]
     outputs: tuple[str, ...] = ()
 
     requires: ClassVar[frozenset[Fact]] = frozenset({Fact.SHAPES})
+    invalidates: ClassVar[frozenset[Fact]] = frozenset({Fact.SHAPES})
     preserves_function: ClassVar[bool] = True
 
     def run(self, graph: GraphModel, ctx: QuantContext) -> PassReport:
@@ -79,18 +80,18 @@ class LegalizeForTraining(Pass):
         changed += _rewrite(graph, self._paths(graph, ctx), refused)
         graph.sort()
         changed += _hold_apart(graph, self._paths(graph, ctx))
-        changed += _separate(graph, self._parameters(graph, ctx))
+        changed += _separate(graph, self._parameters(ctx))
         graph.sweep()
         _check(self._paths(graph, ctx), refused)
         return PassReport(changed=changed)
 
-    def _parameters(self, graph: GraphModel, ctx: QuantContext) -> frozenset[str]:
+    def _parameters(self, ctx: QuantContext) -> frozenset[str]:
         learned = [name for r in ctx.ranges_learned for name in r.parameters]
         learned += [s.parameter for s in ctx.scales_learned if s.parameter]
-        return frozenset([*learned, *(self.trained or (t.name for t in graph.constants() if graph.is_float32(t)))])
+        return frozenset([*learned, *self.trained])
 
     def _paths(self, graph: GraphModel, ctx: QuantContext) -> Paths:
-        return find_paths(graph, self._parameters(graph, ctx), self.outputs)
+        return find_paths(graph, self._parameters(ctx), self.outputs)
 
 
 def _modernize(graph: GraphModel, statistics: bool) -> None:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import pytest
 
 from onnxq.passes._legal_ops import DERIVED
-from onnxq.passes.legalize_for_training import REWRITES
+from onnxq.passes.infer_shapes import InferShapes
+from onnxq.passes.legalize_for_training import REWRITES, LegalizeForTraining
 from onnxq.qat.worker_client import Worker
-from tests.graphs import deviation, run
+from tests.graphs import apply, deviation, run
 from tests.qat.finite_differences import check_gradients
 from tests.qat.legal_cases import CASES, Case, legal
 
@@ -18,6 +19,17 @@ def test_gradient(worker: Worker, case: Case) -> None:
     graph = legal(model, case.derived_by, outputs=case.loss)
     assert deviation(run(model, case.feed), run(graph, case.feed)) <= 2e-6
     check_gradients(worker, model, graph, case.derived_by, case.feed, outputs=case.loss or tuple(case.outputs))
+
+
+@pytest.mark.parametrize("case", [c for c in CASES if c.name != "Where any size"], ids=lambda c: c.name)
+def test_a_second_run_changes_nothing(case: Case) -> None:
+    graph = legal(case.model, case.derived_by, outputs=case.loss)
+    before = graph.to_proto().SerializeToString()
+    assert legal(case.model, case.derived_by, outputs=case.loss).to_proto().SerializeToString() == before
+    nodes = [n.name for n in graph.nodes()]
+    apply(graph, InferShapes())
+    assert apply(graph, LegalizeForTraining(case.derived_by, case.loss)).changed == 0
+    assert [n.name for n in graph.nodes()] == nodes
 
 
 def test_every_operator_of_the_table_is_tested() -> None:
