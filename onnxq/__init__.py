@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from onnxq.passes._base import Fact, Instrument, Pass, PassManager, PassReport, Skip
     from onnxq.pipeline import Result, build, plan_model, quantize
     from onnxq.plan import Plan
+    from onnxq.pruning import Pruned, prune
     from onnxq.recipe import Recipe
     from onnxq.report.debug import write_debug
     from onnxq.report.debug_files import DebugFiles
@@ -55,6 +56,7 @@ __all__ = [
     "PerBlock",
     "PerTensor",
     "Plan",
+    "Pruned",
     "QType",
     "QuantContext",
     "QuantParams",
@@ -69,6 +71,7 @@ __all__ = [
     "get_target",
     "load_model",
     "plan_model",
+    "prune",
     "quantize",
     "save_model",
     "write_debug",
@@ -80,6 +83,7 @@ _HOMES = {
     **dict.fromkeys(("Fact", "Instrument", "Pass", "PassManager", "PassReport", "Skip"), "onnxq.passes._base"),
     **dict.fromkeys(("PerAxis", "PerBlock", "PerTensor", "QType", "QuantParams", "QuantSpec"), "onnxq.spec"),
     **dict.fromkeys(("Result", "build", "plan_model", "quantize"), "onnxq.pipeline"),
+    **dict.fromkeys(("Pruned", "prune"), "onnxq.pruning"),
     **dict.fromkeys(("load_model", "save_model"), "onnxq.modelio"),
     **dict.fromkeys(("Target", "get_target"), "onnxq.targets"),
     "DebugFiles": "onnxq.report.debug_files",

@@ -22,7 +22,7 @@ TARGETS = {"ort", "tensorrt", "qnn", "ascend", "kirin"}
 FRAMEWORKS = {"torch", "tensorflow", "keras", "paddle", "jax", "mxnet", "mindspore"}
 UNPICKLERS = {"pickle", "cPickle", "_pickle", "dill", "cloudpickle", "joblib", "shelve", "marshal", "jsonpickle"}
 
-BASE = {"errors", "spec", "stats", "_version"}
+BASE = {"errors", "spec", "stats", "observers", "_version"}
 CORE = BASE | {
     "recipe",
     "plan",
@@ -33,6 +33,7 @@ CORE = BASE | {
     "context",
     "graph",
     "modelio",
+    "costs",
     "runtime",
     "calib",
     "algos",
@@ -41,10 +42,11 @@ LAYERS: dict[str, set[str]] = {
     "errors": set(),
     "_version": set(),
     "spec": {"errors"},
-    "stats": {"errors", "spec"},
+    "observers": {"errors"},
+    "stats": {"errors", "spec", "observers"},
     "opinfo": {"errors", "spec"},
     "targets": {"errors", "spec", "targets"},
-    "_recipe": {"errors", "spec", "_recipe", "recipe"},
+    "_recipe": {"errors", "spec", "observers", "_recipe", "recipe"},
     "recipe": {"errors", "spec", "_recipe"},
     "plan": {"errors", "spec", "recipe"},
     "factors": {"errors", "spec"},
@@ -52,15 +54,17 @@ LAYERS: dict[str, set[str]] = {
     "_graph": {"errors", "spec", "_graph"},
     "graph": {"errors", "spec", "_graph", "modelio"},
     "modelio": {"errors", "spec", "_graph", "graph"},
+    "costs": {"errors", "spec", "graph"},
     "runtime": {"errors", "spec", "graph", "modelio", "calib.feeds"},
-    "algos": {"errors", "spec", "stats", "algos"},
-    "calib": {"errors", "spec", "stats", "recipe", "runtime", "algos", "calib"},
+    "algos": {"errors", "spec", "stats", "observers", "algos"},
+    "calib": {"errors", "spec", "stats", "observers", "recipe", "runtime", "algos", "calib"},
     "context": {"errors", "spec", "stats", "recipe", "plan", "targets", "calib", "algos", "passes._base"}
     | {"factors", "graph", "learned"},
     "instruments": {"errors", "context", "graph", "modelio", "runtime", "passes._base"},
     "passes": CORE | {"passes"},
     "result": CORE | {"passes._base"},
     "pipeline": CORE | {"passes", "instruments", "result"},
+    "pruning": CORE | {"passes", "pipeline", "result"},
     "stages": CORE | {"passes", "pipeline", "instruments", "result"},
     "live": CORE | {"pipeline"},
     "packing": BASE | {"_graph.wire", "algos", "packing"},
@@ -68,13 +72,14 @@ LAYERS: dict[str, set[str]] = {
     "ascend": CORE | {"passes", "pipeline", "instruments", "stages", "ascend"},
     "report": CORE | {"passes._base", "passes._inputs", "result", "pipeline", "instruments", "ascend", "report"},
     "tune": CORE | {"passes", "pipeline", "stages", "instruments", "report", "tune"},
-    "qat": CORE | {"passes", "pipeline", "instruments", "result", "report", "qat"},
+    "qat": CORE | {"passes", "pipeline", "instruments", "result", "report", "pruning", "qat"},
     "zoo": CORE | {"pipeline", "instruments", "report", "tune", "zoo"},
     "dialects": {*BASE, "", "recipe", "plan", "factors", "calib.readers", "pipeline", "result", "dialects"}
     | {"stages", "live", "ascend", "tune", "shapes", "report", "qat", "runtime"},
-    "cli": {*BASE, "", "recipe", "plan", "targets", "pipeline", "instruments", "cli"}
+    "cli": {*BASE, "", "recipe", "plan", "targets", "pipeline", "instruments", "pruning", "cli"}
     | {"report", "tune", "qat", "zoo", "dialects", "packing"},
-    "": CORE | {"passes._base", "pipeline", "result", "instruments", "report.debug", "report.debug_files", ""},
+    "": CORE
+    | {"passes._base", "pipeline", "pruning", "result", "instruments", "report.debug", "report.debug_files", ""},
 }  # fmt: skip
 """What the modules of onnxq may import of onnxq, by the first part of their names; "" is the package itself."""
 
@@ -84,6 +89,7 @@ EXTERNAL: dict[str, set[str]] = {
     "opinfo": set(),
     "plan": {"numpy"},
     "spec": {"numpy"},
+    "observers": {"numpy"},
     "stats": {"numpy"},
     "algos": {"numpy", "numba", "llvmlite"},
 }

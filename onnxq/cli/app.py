@@ -15,7 +15,7 @@ import typer
 from typer.core import TyperGroup
 
 from onnxq._version import __version__
-from onnxq.cli import amct, compare, converter, demo, inspect, pack, qat, quantize, recipe, report
+from onnxq.cli import amct, compare, converter, demo, inspect, pack, prune, qat, quantize, recipe, report
 from onnxq.errors import OnnxqError
 
 BAD_INPUT = 2
@@ -91,6 +91,7 @@ def _start(
 
 
 app.command("quantize")(quantize.quantize)
+app.command("prune")(prune.prune)
 app.command("inspect")(inspect.inspect)
 app.command("compare")(compare.compare)
 app.command("report")(report.report)

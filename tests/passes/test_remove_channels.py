@@ -153,14 +153,14 @@ def test_the_smallest_ratio_of_tied_layers_holds_and_all_multiples() -> None:
         B=whole(40, 1, 1, 1, seed=1),
         C=whole(1, 40, 1, 1),
     )
-    graph, named, ctx, _ = pruned(model, {})
+    _, named, _, _ = pruned(model, {})
     first, second = (n.name for n in named.graph.node if n.op_type == "Conv" and n.input[0] == "x")
     for one, two, left in (((0.5, 1), (0.25, 1), 30), ((0.5, 1), (0.25, 16), 32), ((0.5, 4), (0.5, 6), 24)):
         rules = [
             {"match": {"node": name}, "prune": {"kind": "channels", "ratio": ratio, "multiple": multiple}}
             for name, (ratio, multiple) in ((first, one), (second, two))
         ]
-        graph, _, ctx, report = pruned(model, {"rules": rules})
+        _, _, ctx, report = pruned(model, {"rules": rules})
         assert {len(k) for k in ctx.kept.values()} == {left}
     rules = [{"match": {"node": first}, "prune": {"kind": "channels", "ratio": 0.5}}]
     _graph, _, ctx, report = pruned(model, {"rules": rules})
@@ -180,7 +180,8 @@ MODELS: dict[str, tuple[str, dict[str, Any], set[tuple[int, ...]]]] = {
     ),
     "concat": (
         (
-            "g (float[N,4,8,8] x) => (float[N,2,8,8] y) { a = Conv(x, A) b = Conv(x, B) c = Concat <axis=1> (a, x, b, a)"
+            "g (float[N,4,8,8] x) => (float[N,2,8,8] y) { a = Conv(x, A) b = Conv(x, B) c = Concat <axis=1>"
+            " (a, x, b, a)"
             " y = Conv(c, C) }"
         ),
         {"A": whole(8, 4, 1, 1), "B": whole(6, 4, 1, 1), "C": whole(2, 26, 1, 1)},
@@ -204,7 +205,8 @@ MODELS: dict[str, tuple[str, dict[str, Any], set[tuple[int, ...]]]] = {
     ),
     "split": (
         (
-            "g (float[N,4,8,8] x) => (float[N,2,8,8] y) { a = Conv(x, A) b, c = Split <axis=1> (a, sizes) d = Conv(b, D)"
+            "g (float[N,4,8,8] x) => (float[N,2,8,8] y) { a = Conv(x, A) b, c = Split <axis=1> (a, sizes) d ="
+            " Conv(b, D)"
             " e = Conv(c, E) y = Add(d, e) }"
         ),
         {"A": whole(10, 4, 1, 1), "sizes": np.int64([4, 6]), "D": whole(2, 4, 1, 1), "E": whole(2, 6, 1, 1)},
@@ -240,7 +242,8 @@ MODELS: dict[str, tuple[str, dict[str, Any], set[tuple[int, ...]]]] = {
     ),
     "reshape that merges the image": (
         (
-            "g (float[N,2,4,4] x) => (float[N,16,3] y) { a = Conv(x, A) f = Reshape(a, to) t = Transpose <perm=[0,2,1]> (f)"
+            "g (float[N,2,4,4] x) => (float[N,16,3] y) { a = Conv(x, A) f = Reshape(a, to) t = Transpose"
+            " <perm=[0,2,1]> (f)"
             " y = MatMul(t, G) }"
         ),
         {"A": whole(4, 2, 1, 1), "to": np.int64([0, 4, -1]), "G": whole(4, 3)},
@@ -248,7 +251,8 @@ MODELS: dict[str, tuple[str, dict[str, Any], set[tuple[int, ...]]]] = {
     ),
     "reshape with a computed batch": (
         (
-            "g (float[N,2,4,4] x) => (float[N,3] y) { a = Conv(x, A) s = Shape(a) n = Gather(s, zero) u = Unsqueeze(n, axes)"
+            "g (float[N,2,4,4] x) => (float[N,3] y) { a = Conv(x, A) s = Shape(a) n = Gather(s, zero) u ="
+            " Unsqueeze(n, axes)"
             " t = Concat <axis=0> (u, rest) f = Reshape(a, t) y = MatMul(f, G) }"
         ),
         {"A": whole(4, 2, 1, 1), "zero": np.int64(0), "axes": np.int64([0]), "rest": np.int64([64]), "G": whole(64, 3)},
@@ -296,7 +300,8 @@ MODELS: dict[str, tuple[str, dict[str, Any], set[tuple[int, ...]]]] = {
     ),
     "transparent": (
         (
-            "g (float[N,2,8,8] x) => (float[N,2,16,16] y) { a = Conv(x, A) p = Pad(a, pads) m = MaxPool <kernel_shape=[3,3]> (p)"
+            "g (float[N,2,8,8] x) => (float[N,2,16,16] y) { a = Conv(x, A) p = Pad(a, pads) m = MaxPool"
+            " <kernel_shape=[3,3]> (p)"
             ' u = Resize <mode="nearest">(m, , , sizes) c = Cast <to=1> (u) w = Mul(c, two) t = Max(w, nothing)'
             " y = Conv(t, C) }"
         ),
