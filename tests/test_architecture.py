@@ -56,7 +56,7 @@ LAYERS: dict[str, set[str]] = {
     "modelio": {"errors", "spec", "_graph", "graph"},
     "costs": {"errors", "spec", "graph"},
     "runtime": {"errors", "spec", "graph", "modelio", "calib.feeds"},
-    "algos": {"errors", "spec", "stats", "observers", "algos"},
+    "algos": {"errors", "spec", "stats", "algos"},
     "calib": {"errors", "spec", "stats", "observers", "recipe", "runtime", "algos", "calib"},
     "context": {"errors", "spec", "stats", "recipe", "plan", "targets", "calib", "algos", "passes._base"}
     | {"factors", "graph", "learned"},
