@@ -16,6 +16,7 @@ import pytest
 
 import onnxq
 from onnxq.pipeline import plan_model
+from tests.qat.runtime import training_runtime
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -157,12 +158,20 @@ def test_documents_have_no_paths_of_a_machine(path):
     assert not re.search(r"(?<![\w.])/(home|root|work|tmp|Users|opt)/", path.read_text(encoding="utf-8"))
 
 
-RUN = ["README.md", "docs/tutorial.md", "docs/why_not_quantized.md", "docs/migrating_from_mindspore_lite.md"]
+RUN = [
+    "README.md",
+    "docs/tutorial.md",
+    "docs/why_not_quantized.md",
+    "docs/migrating_from_mindspore_lite.md",
+    "docs/qat.md",
+]
 
 
 @pytest.mark.parametrize("name", RUN)
 def test_blocks_run(name, tmp_path):
     """Commands, recipes and code, in order and in one process each; what one writes the next may read."""
+    if name == "docs/qat.md":
+        training_runtime()  # skips where none can be had
     shutil.copytree(ROOT / "models", tmp_path / "models", ignore=shutil.ignore_patterns("train", "__pycache__"))
     code = []
     for language, text in BLOCK.findall((ROOT / name).read_text(encoding="utf-8")):
