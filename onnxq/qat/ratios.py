@@ -221,9 +221,10 @@ def _sensitivity(
     with Worker(overlay) as worker:
         for start in range(0, count, batch):
             feed = {n: np.ascontiguousarray(arrays[n][start : start + batch], dtype=t) for n, t in inputs.items()}
-            extra = (
-                _labels(arrays, slice(start, start + batch)) if labelled else _directions(graph, feed, output, start)
-            )
+            if labelled:
+                extra = {LABELS: np.ascontiguousarray(arrays[LABELS][start : start + batch], dtype=np.int64)}
+            else:
+                extra = _directions(graph, feed, output, start)
             gradients = worker.gradient(data, sorted(set(wanted.values())), {**feed, **extra})
             for layer, name in wanted.items():
                 layout = layers[layer].layout
