@@ -19,9 +19,12 @@ from onnxq.passes._base import Fact, PassManager
 from onnxq.passes._inputs import inputs_of
 from onnxq.passes._legal_opset import lower_opset
 from onnxq.passes._legal_paths import reached
+from onnxq.passes.assign_names import AssignNames
+from onnxq.passes.infer_shapes import InferShapes
 from onnxq.passes.insert_fake_quant import InsertFakeQuant
 from onnxq.passes.insert_masks import InsertMasks
 from onnxq.passes.legalize_for_training import LegalizeForTraining
+from onnxq.passes.lift_constants import LiftConstants
 from onnxq.pipeline import (
     ModelLike,
     Progress,
@@ -37,11 +40,11 @@ from onnxq.pipeline import (
 )
 from onnxq.plan import Plan
 from onnxq.qat._trainable import trainable
-from onnxq.qat.losses import LossInput, add_loss
+from onnxq.qat.losses import LOSS, LossInput, add_loss
 from onnxq.qat.manifest import FLOAT_MODEL, TEACHER_MODEL, Manifest, Mask
 from onnxq.qat.overlay import Overlay
 from onnxq.qat.worker_client import ArtifactRequest, Worker
-from onnxq.recipe import LossModel, Recipe, TrainingConfig
+from onnxq.recipe import LossModel, Recipe
 
 _NEWEST_OPSET, _NEWEST_IR = 21, 10
 """The newest versions that the training runtime reads."""
@@ -113,16 +116,11 @@ def create(
         learning = floats.copy()
     run_passes(PassManager([InsertMasks()], initial=frozenset({Fact.LEARNING, Fact.MASKED})), learning, ctx)
     parameters = _existing(trainable(floats, recipe_.training.freeze), learning)
-    outputs = _outputs_of_loss(learning, recipe_.training)
-    legalize = LegalizeForTraining(parameters, outputs)
-    run_passes(PassManager([legalize], initial=frozenset({Fact.LEARNING, Fact.SHAPES})), learning, ctx)
-    proto = _readable(learning)
-    names = tuple(value.name for value in proto.graph.output)
-    loss_inputs = add_loss(proto, recipe_.training)
     learned = [name for r in ctx.ranges_learned for name in r.parameters]
     learned += [s.parameter for s in ctx.scales_learned if s.parameter]
+    names = tuple(str(tensor.name) for tensor in learning.outputs)
+    proto, loss_inputs, trained = _with_loss(learning, (*parameters, *learned), ctx)
     wanted = recipe_.training.output or names[0]
-    trained = reached(learning, (*parameters, *learned), outputs)
     idle = tuple(name for name in learned if name not in trained)
     manifest = Manifest(
         recipe_,
@@ -178,11 +176,22 @@ def _unfolded(recipe: Recipe) -> Recipe:
     return recipe.replace(fuse=recipe.fuse.model_copy(update={"batchnorm": False}))
 
 
-def _outputs_of_loss(graph: GraphModel, training: TrainingConfig) -> tuple[str, ...]:
-    """Names of the outputs that the loss depends on; none where all may be read."""
-    if isinstance(training.loss, LossModel):
-        return ()
-    return (training.output or str(graph.outputs[0].name),)
+def _with_loss(
+    graph: GraphModel, names: tuple[str, ...], ctx: QuantContext
+) -> tuple[onnx.ModelProto, tuple[LossInput, ...], tuple[str, ...]]:
+    """The network and the loss in what can be derived; what the loss reads; the parameters it depends on."""
+    training = ctx.recipe.training
+    given = isinstance(training.loss, LossModel)
+    outputs = () if given else (training.output or str(graph.outputs[0].name),)
+    run_passes(PassManager([LegalizeForTraining(names, outputs)], initial=frozenset({Fact.SHAPES})), graph, ctx)
+    proto = _readable(graph)
+    inputs = add_loss(proto, training)
+    if not given:
+        return proto, inputs, reached(graph, names, outputs)
+    graph = GraphModel.from_proto(proto)
+    steps = [AssignNames(), LiftConstants(), InferShapes(), LegalizeForTraining(names, (LOSS,))]
+    run_passes(PassManager(steps), graph, ctx)
+    return _readable(graph), inputs, reached(graph, names, (LOSS,))
 
 
 def _existing(names: Sequence[str], graph: GraphModel) -> tuple[str, ...]:

@@ -135,12 +135,13 @@ def _cross_entropy(writer: _Writer, logits: str, result: str) -> str:
 
 
 def _binary(writer: _Writer, logits: str) -> None:
-    """``max(x, 0) - x * t + log(1 + exp(-abs(x)))``, which never overflows."""
+    """``x / 2 + abs(x) / 2 + log(1 + exp(-abs(x))) - x * t``: never overflows, and its derivative at 0 is right."""
     target = writer.input(LABELS, TensorProto.FLOAT)
-    small = writer.op("Exp", writer.op("Neg", writer.op("Abs", logits)))
+    size, half = writer.op("Abs", logits), writer.number(0.5)
+    small = writer.op("Exp", writer.op("Neg", size))
     tail = writer.op("Log", writer.op("Add", small, writer.number(1.0)))
-    head = writer.op("Sub", writer.op("Relu", logits), writer.op("Mul", logits, target))
-    writer.mean(writer.op("Add", head, tail))
+    head = writer.op("Mul", logits, writer.op("Sub", half, target))
+    writer.mean(writer.op("Add", head, writer.op("Add", writer.op("Mul", size, half), tail)))
 
 
 def _distillation(writer: _Writer, logits: str, loss: Distillation) -> None:

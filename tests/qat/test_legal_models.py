@@ -8,10 +8,13 @@ import numpy as np
 import onnx
 import pytest
 
+from onnxq.errors import OnnxqError
 from onnxq.qat._trainable import trainable
 from onnxq.qat.artifacts import create
+from onnxq.qat.losses import add_loss
 from onnxq.qat.trainer import QatTrainer, TrainOptions
 from onnxq.qat.worker_client import Worker
+from onnxq.recipe import Recipe
 from tests.graphs import build, deviation, normal, positive, run
 from tests.qat.finite_differences import check_gradients
 from tests.qat.legal_cases import F32, legal, prepared
@@ -68,6 +71,39 @@ def test_gradients_of_a_network_of_what_is_rewritten(worker: Worker) -> None:
     graph = legal(SMOOTH, names)
     assert deviation(run(SMOOTH, feed), run(graph, feed)) < 2e-6
     check_gradients(worker, SMOOTH, graph, names, feed, smallest=0.01)
+
+
+def test_binary_cross_entropy_of_codes_that_are_0(worker: Worker) -> None:
+    model = build("g (float[5] x) => (float[5] y) { y = Identity(x) }")
+    add_loss(model, Recipe.from_dict({"training": {"loss": "bce"}}).training)
+    x, labels = F32([-3, 0, 0, 1e-3, 90]), F32([0, 0, 1, 1, 0.5])
+    found = worker.gradient(model.SerializeToString(), ("x",), {"x": x, "labels": labels})["x"]
+    np.testing.assert_allclose(found, (1 / (1 + np.exp(-x)) - labels) / 5, rtol=1e-5, atol=1e-7)
+
+
+LOSSES = {
+    "HardSwish": "g (float[N,10] logits, float[N,1] weight) => (float loss) "
+    "{ h = HardSwish(logits) m = Mul(h, weight) loss = ReduceL2<keepdims=0>(m) }",
+    "Atan": "g (float[N,10] logits) => (float loss) { a = Atan(logits) loss = ReduceMean<keepdims=0>(a) }",
+}
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_losses_of_users_are_looked_at_as_well(overlay: object, tmp_path: Path, name: str) -> None:
+    path = tmp_path / "loss.onnx"
+    onnx.save(build(LOSSES[name], opset=17), path)
+    recipe = {"training": {"loss": {"kind": "model", "path": str(path)}}}
+    network = MODELS / "digits_mobilenet.onnx"
+    if name == "Atan":
+        with pytest.raises(OnnxqError, match=r"\(Atan\): the training runtime has no verified gradient"):
+            create(network, DATA / "digits_calib.npz", tmp_path / "artifacts", recipe=recipe)
+        return
+    made = create(network, DATA / "digits_calib.npz", tmp_path / "artifacts", recipe=recipe)
+    with Worker() as worker:
+        worker.open(made.directory)
+        feeds = {"image": normal(4, 1, 8, 8), "weight": np.ones((4, 1), np.float32)}
+        losses = [worker.train_step(feeds, 1e-3).loss for _ in range(3)]
+    assert losses[2] < losses[0]
 
 
 @pytest.mark.parametrize("name", ["digits_transformer", "digits_transformer_opset11", "digits_mobilenet_opset11"])
