@@ -150,9 +150,7 @@ def _read_mask(node: Message) -> SelectiveMask:
     count = math.prod(shape)
     where = f"prune_record of layer {node.name!r}"
     if any(size < 1 for size in shape) or packed.size != -(-count // 8):
-        raise RecordError(
-            f"{where}: selective_mask has {packed.size} numbers; a mask of shape {shape} has another count"
-        )
+        raise RecordError(f"{where}: selective_mask has {packed.size} numbers, which is no mask of shape {shape}")
     if packed.size and not 0 <= packed.min() <= packed.max() <= 255:
         raise RecordError(f"{where}: selective_mask holds eight bits in each number, 0 to 255")
     bits = np.unpackbits(packed.astype(np.uint8), count=count).astype(np.bool_)
