@@ -10,7 +10,8 @@ from onnxq.passes.legalize_for_training import REWRITES, LegalizeForTraining
 from onnxq.qat.worker_client import Worker
 from tests.graphs import apply, deviation, run
 from tests.qat.finite_differences import check_gradients
-from tests.qat.legal_cases import CASES, Case, legal
+from tests.qat.legal_case import Case, legal
+from tests.qat.legal_cases import CASES
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda c: c.name)

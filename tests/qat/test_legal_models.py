@@ -17,7 +17,7 @@ from onnxq.qat.worker_client import Worker
 from onnxq.recipe import Recipe
 from tests.graphs import build, deviation, normal, positive, run
 from tests.qat.finite_differences import check_gradients
-from tests.qat.legal_cases import F32, legal, prepared
+from tests.qat.legal_case import F32, legal, prepared
 
 MODELS = Path(__file__).parents[2] / "models"
 DATA = MODELS / "data"
