@@ -35,9 +35,14 @@ class ULQ(Method):
 
 
 class PACT(Method):
-    """Learn the upper end of a range that begins at 0."""
+    """Learn the upper end of a range that begins at 0, or at the negative of that end."""
 
     name: Literal["pact"] = "pact"
+    alpha: Rate | None = Field(default=None, description="End to begin with; absent: what calibration gives.")
+    rate: Rate | None = Field(
+        default=None,
+        description="Learning rate of the end, as a multiple; absent: what moves it by parts of what it begins with.",
+    )
 
 
 class LSQPlus(Method):
@@ -56,6 +61,11 @@ class LSQ(Method):
     """Learn the step."""
 
     name: Literal["lsq"] = "lsq"
+    init: Literal["calibrated", "moments", "moments_narrow"] = Field(
+        default="calibrated",
+        description="What it begins with: calibrated, what calibration gives; moments, the larger of |mean ± 3 "
+        "deviations| over 2^(bits - 1), as LSQ+ has it; moments_narrow, over 2^bits - 1, as PaddleSlim has it.",
+    )
 
 
 TrainedActivation = Annotated[

@@ -219,6 +219,28 @@ def gradient_scale(size: int, scales: int, spec: QuantSpec) -> float:
     return 1.0 / math.sqrt(max(size // max(scales, 1), 1) * max(spec.bounds[1] - spec.middle, 1))
 
 
+def moments_step(weight: Array, spec: QuantSpec, *, narrow: bool = False) -> Array:
+    """The step that LSQ+ begins with: the larger of ``|mean - 3 std|`` and ``|mean + 3 std|`` over the codes.
+
+    Args:
+        weight: float32.
+        spec: The codes, one step or one per channel.
+        narrow: Over ``2**bits - 1`` codes, as PaddleSlim does, and not over the ``2**(bits - 1)`` on one side of zero.
+
+    Returns:
+        float32, the shape of the scales.
+
+    Source: Bhalgat et al. 2020, section 3.2; PaddleSlim, quant/quanters/lsq_weight.py.
+    """
+    axis = spec.granularity.axis if isinstance(spec.granularity, PerAxis) else None
+    rest = None if axis is None else tuple(i for i in range(weight.ndim) if i != axis % weight.ndim)
+    mean, deviation = (f(axis=rest, dtype=np.float64) for f in (weight.mean, weight.std))
+    reach = np.maximum(np.abs(mean - 3 * deviation), np.abs(mean + 3 * deviation))
+    codes = (1 << spec.bits) - 1 if narrow else 1 << (spec.bits - 1)
+    step: Array = np.maximum(reach / codes, float(TINY)).astype(np.float32)
+    return step
+
+
 def _padded(shape: tuple[int, ...], rank: int) -> tuple[int, ...]:
     return (1,) * (rank - len(shape)) + shape
 

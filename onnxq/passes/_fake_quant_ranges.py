@@ -44,9 +44,9 @@ def _learned(
             return _ulq(graph, group, keys, params, method, fixed, bounds, ctx)
         case PACT():
             high, low = start_of_range(params, fixed_min=positive)
-            factor = max(high, -low) * ctx.recipe.training.scale_rate
-            start = max(high, -low) / factor
-            names = (_parameter(graph, f"{group}.alpha", start),)
+            start = max(high, -low) if method.alpha is None else method.alpha
+            factor = (start if method.rate is None else method.rate) * ctx.recipe.training.scale_rate
+            names = (_parameter(graph, f"{group}.alpha", start / factor),)
             return LearnedRange(group, "pact", params.spec, keys, names, factor, fixed_min=positive, bounds=bounds)
         case LSQPlus():
             return _lsq_plus(graph, group, keys, params, ctx.recipe.training.scale_rate)

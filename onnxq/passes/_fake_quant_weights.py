@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from onnxq.algos.lsq import TINY, gradient_scale
+from onnxq.algos.lsq import TINY, gradient_scale, moments_step
 from onnxq.algos.weight import mse
 from onnxq.errors import RecipeError
 from onnxq.graph import GraphModel, Node, Tensor
@@ -52,7 +52,10 @@ def _learned(graph: GraphModel, weight: WeightPlan, ctx: QuantContext) -> Learne
         return LearnedScale(weight.key, name, "arq", spec, full_range=ctx.target.full_range)
     rate = ctx.recipe.training.scale_rate
     scale = ctx.params[weight.key].scale
-    if spec.bits < _EASY and isinstance(weight.method, AbsMax):
+    trained = weight.trained
+    if isinstance(trained, LSQ) and trained.init != "calibrated":
+        scale = moments_step(weight_value(graph, weight), spec, narrow=trained.init == "moments_narrow")
+    elif spec.bits < _EASY and isinstance(weight.method, AbsMax):
         scale = mse.find_params(weight_value(graph, weight), spec, mse.MseConfig()).scale
     start = np.log(scale.astype(np.float64)) / rate
     rank = graph.rank(node.inputs[weight.index]) or 1
