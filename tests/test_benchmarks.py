@@ -29,6 +29,7 @@ import graph_work  # noqa: E402
 import latency  # noqa: E402
 import memory  # noqa: E402
 import peer  # noqa: E402
+import pruning  # noqa: E402
 import tools  # noqa: E402
 import weights  # noqa: E402
 
@@ -263,3 +264,14 @@ def test_sizes_of_packed_weights_add_up(tmp_path):
     )
     assert count * 5 / 8 <= found["codes"] <= count * 5 / 8 * 1.01
     assert found["file"] == (tmp_path / "m.onnx").stat().st_size == sum(found[k] for k in found if k != "file")
+
+
+def test_pruned_models_are_measured_beside_what_they_came_from(tmp_path):
+    result = onnxq.prune(MOBILENET, recipe=pruning.channels(0.5))
+    row = pruning.row("digits", "50 %", result, MOBILENET, tmp_path / "p.onnx", tools.Options(quick=True))
+    assert 0.2 < row["parameters"] < 0.6
+    assert 0.2 < row["FLOPs"] < 0.6
+    assert row["latency"] > 0
+    assert pruning.top1(tmp_path / "p.onnx") < pruning.top1(MOBILENET)
+    onnxq.prune(MOBILENET, recipe={"prune": "2:4"}).save(tmp_path / "s.onnx")
+    assert pruning.sparsity(tmp_path / "s.onnx") == "0.5 to 0.5"
