@@ -10,6 +10,7 @@ Names are imported when they are first used.
 from __future__ import annotations
 
 import importlib
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
         quantize_preprocess,
         save_model,
     )
+    from onnxq.dialects.amct.prune_search import auto_channel_prune_search
     from onnxq.dialects.amct.record import Record, read_record, write_record
     from onnxq.dialects.amct.retrain_api import (
         RetrainModel,
@@ -47,6 +49,7 @@ __all__ = [
     "Record",
     "RetrainModel",
     "accuracy_based_auto_calibration",
+    "auto_channel_prune_search",
     "convert_qat_model",
     "create_compressed_retrain_model",
     "create_prune_retrain_model",
@@ -68,12 +71,13 @@ __all__ = [
 ]
 
 _RECORD = frozenset({"Record", "read_record", "write_record"})
+_ALONE = MappingProxyType({"auto_channel_prune_search": "prune_search"})
 
 
 def __getattr__(name: str) -> object:
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    home = "record" if name in _RECORD else "retrain_api" if "etrain" in name else "api"
+    home = "record" if name in _RECORD else "retrain_api" if "etrain" in name else _ALONE.get(name, "api")
     module = importlib.import_module(f"{__name__}.{home}")
     return getattr(module, name)
 
