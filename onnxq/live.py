@@ -43,16 +43,19 @@ class LiveCalibration:
 
     It can be used like an `onnxruntime.InferenceSession`: `run`, `get_inputs`, `get_outputs`. What is fed goes to
     files in a temporary folder, so the memory does not grow with the batches; activations are never kept. After
-    `batches` runs `finish` is called with the data and calibration is over; further runs only run.
+    `batches` runs `finish` is called with the data and calibration is over; further runs only run. Without a number of
+    batches the caller decides when to take what was fed, with `feeds`.
 
     Args:
         model: The float model.
-        batches: How many runs make up the calibration.
+        batches: How many runs make up the calibration; None for as many as there are.
         finish: Is called with a function that gives the feeds, anew each time.
         threads: Threads of a run, 0 for all cores.
     """
 
-    def __init__(self, model: ModelLike, batches: int, finish: Finish, *, threads: int = 0) -> None:
+    def __init__(
+        self, model: ModelLike, batches: int | None, finish: Finish | None = None, *, threads: int = 0
+    ) -> None:
         graph, source = open_model(model)
         self._session: Session = make_session(graph, threads=threads, source=str(source or "the model"))
         self._inputs = self._session.inputs
@@ -66,12 +69,22 @@ class LiveCalibration:
     @property
     def finished(self) -> bool:
         """Whether calibration is over."""
-        return self._fed >= self._batches
+        return self._batches is not None and self._fed >= self._batches
 
     @property
     def batches_left(self) -> int:
         """How many runs calibration still needs."""
-        return max(self._batches - self._fed, 0)
+        return 0 if self._batches is None else max(self._batches - self._fed, 0)
+
+    @property
+    def batches_fed(self) -> int:
+        """How many runs were recorded."""
+        return self._fed
+
+    @property
+    def inputs(self) -> tuple[InputInfo, ...]:
+        """What the model says about its inputs."""
+        return self._inputs
 
     def get_inputs(self) -> list[ValueInfo]:
         """What must be fed."""
@@ -107,14 +120,15 @@ class LiveCalibration:
         self._fed += 1
         if self.finished:
             try:
-                self._finish(self._feeds)
+                if self._finish is not None:
+                    self._finish(self.feeds)
             finally:
                 self._cleanup()
         return results
 
     def require_finished(self) -> None:
         """Raise `CalibrationError` if there were not enough runs."""
-        if not self.finished:
+        if self._batches is not None and not self.finished:
             raise CalibrationError(
                 f"calibration needs {self._batches} batches and was run on {self._fed}; run the model on "
                 f"{self.batches_left} more"
@@ -123,7 +137,8 @@ class LiveCalibration:
     def _file(self, batch: int, index: int) -> Path:
         return self._folder / f"{batch:08}-{index:04}.npy"
 
-    def _feeds(self) -> Iterator[Feed]:
+    def feeds(self) -> Iterator[Feed]:
+        """What was fed so far, a feed for each run; can be called any number of times until calibration is over."""
         for batch in range(self._fed):
             arrays = (np.load(self._file(batch, i), allow_pickle=False) for i in range(len(self._inputs)))
             yield {info.name: array for info, array in zip(self._inputs, arrays, strict=True)}

@@ -24,6 +24,7 @@ from onnxq.passes.apply_balance import ApplyBalance
 from onnxq.passes.assign_names import AssignNames
 from onnxq.passes.collect_factors import CollectFactors
 from onnxq.passes.infer_shapes import InferShapes
+from onnxq.passes.keep_float_weights import KeepFloatWeights
 from onnxq.passes.lift_constants import LiftConstants
 from onnxq.passes.select_layers import SelectLayers
 from onnxq.passes.split_linear import SplitLinear
@@ -45,6 +46,7 @@ from onnxq.pipeline import (
 )
 from onnxq.plan import Plan
 from onnxq.recipe import Recipe
+from onnxq.result import Result
 
 Rounded = dict[tuple[str, str, bytes], NDArray[np.float32]]
 """Weights that AdaRound has rounded, by what they were rounded for."""
@@ -250,3 +252,25 @@ def split_linear(nodes: Sequence[str], along: Literal["outputs", "inputs"], part
         RecipeError: If there are less than one.
     """
     return SplitLinear(tuple(nodes), along, parts)
+
+
+def keep_float_weights(result: Result) -> Result:
+    """A quantized model that computes the same and holds its weights as floats; see `KeepFloatWeights`.
+
+    Args:
+        result: What `onnxq.quantize` gave.
+
+    Raises:
+        RecipeError: If the backend does not take QuantizeLinear and DequantizeLinear.
+    """
+    floats = result.prepared or result.original
+    if not result.changed or floats is None:
+        return result
+    if result.twin is not None:
+        raise RecipeError(f"target {result.recipe.target!r} stores weights as codes: they cannot stay floats")
+    graph = result.graph.copy()
+    weights = tuple((w.node, w.index) for w in result.plan.weights)
+    steps = PassManager([KeepFloatWeights(floats, weights)], initial=frozenset({Fact.QUANTIZED}))
+    ctx = context_for(result.recipe, None, 1, None)
+    run_passes(steps, graph, ctx)
+    return replace(result, graph=graph, reports=(*result.reports, *ctx.reports))
