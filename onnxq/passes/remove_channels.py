@@ -55,8 +55,8 @@ class RemoveChannels(Pass):
         channels = find_channels(graph)
         wanted = [_wanted(layer, ctx) for layer in channels.layers]
         alive, told = _choose(channels, wanted)
-        kept = {label(layer.node): keep(layer.units, alive) for layer in channels.layers}
-        kept = {n: k for n, k in kept.items() if len(k) < _width(channels, n)}
+        left = [(layer, keep(layer.units, alive)) for layer in channels.layers]
+        kept = {label(layer.node): k for layer, k in left if len(k) < len(layer.units)}
         for edit in channels.trace.edits:
             if not _whole(edit.labels, alive):
                 edit.apply(alive)
@@ -80,10 +80,6 @@ class RemoveChannels(Pass):
 
 def _whole(labels: NDArray[np.int64], alive: NDArray[np.bool_]) -> bool:
     return count(labels, alive) == len(labels)
-
-
-def _width(channels: Channels, name: str) -> int:
-    return next(len(layer.units) for layer in channels.layers if label(layer.node) == name)
 
 
 def _wanted(layer: Layer, ctx: QuantContext) -> ChannelPrune | None:

@@ -18,6 +18,8 @@ from onnxq.passes.remove_channels import scores_of
 
 Scores = NDArray[np.float64]
 Alive = NDArray[np.bool_]
+_MOST_LEVELS = 64
+"""In so many steps at the most a layer loses all its channels; larger layers lose several in a step."""
 
 
 @dataclass(slots=True, eq=False)
@@ -128,19 +130,21 @@ class Search:
             for i, n in zip(indexes, names, strict=True)
         }
         unknown = [n for n in names if n not in self._sensitivity]
+        sums = [(channels.sums(norms, block), channels.sums(matters, block)) for block in blocks]
         size, step = max((len(b.roots) * b.equals, together(multiple, b.equals)) for b in blocks)
+        step *= -(-size // (step * _MOST_LEVELS))
         levels = []
         for left in range((size - 1) // step * step, 0, -step):
             ratio = (size - left) / size
             if ratio > self._most:
                 break
             gone, loss = [], 0.0
-            for block in blocks:
+            for block, (norm, matter) in zip(blocks, sums, strict=True):
                 mine = len(block.roots)
                 stay = remaining(mine * block.equals, ratio, together(multiple, block.equals)) // block.equals
-                removed = np.delete(np.arange(mine), kept_channels(channels.sums(norms, block), stay))
+                removed = np.delete(np.arange(mine), kept_channels(norm, stay))
                 gone.append(block.roots[removed])
-                loss += float(channels.sums(matters, block)[removed].sum())
+                loss += float(matter[removed].sum())
             levels.append((ratio, np.concatenate(gone), loss))
         nodes = tuple(sorted({n for b in blocks for r in b.roots.tolist() for n in readers.get(r, ())}))
         return _Part(names, size, [] if unknown else levels, nodes)
