@@ -155,6 +155,7 @@ class MaskedWeight:
     Attributes:
         weight: Name of the initializer.
         axis: Its axis of the input channels, along which four weights belong together.
+        node: Name of a layer that reads it: passes that change a weight may give it another name.
         update_freq: Training chooses the two anew every so many steps; 0: never.
         dense: The weight as it was, where training may choose others.
         mask: Name of the initializer of ones and zeros, in a training graph.
@@ -162,6 +163,7 @@ class MaskedWeight:
 
     weight: str
     axis: int
+    node: str
     update_freq: int = 0
     dense: NDArray[np.float32] | None = None
     mask: str = ""

@@ -53,7 +53,7 @@ class MaskWeights(Pass):
             weight = node.inputs[1]
             if weight.name not in found:
                 dense = np.array(graph.value(weight)) if prune.update_freq else None
-                found[weight.name] = MaskedWeight(str(weight.name), axis, prune.update_freq, dense)
+                found[weight.name] = MaskedWeight(str(weight.name), axis, label(node), prune.update_freq, dense)
                 _mask(graph, weight, axis)
         ctx.masked = tuple(found.values())
         return PassReport(len(found), tuple(skipped))

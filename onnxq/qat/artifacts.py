@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import onnx
@@ -114,6 +114,7 @@ def create(
     else:
         floats, ctx, notes = _prepared(graph, recipe_)
         learning = floats.copy()
+    ctx.masked = tuple(replace(m, weight=str(floats.node(m.node).inputs[1].name)) for m in ctx.masked)
     run_passes(PassManager([InsertMasks()], initial=frozenset({Fact.LEARNING, Fact.MASKED})), learning, ctx)
     parameters = _existing(trainable(floats, recipe_.training.freeze), learning)
     learned = [name for r in ctx.ranges_learned for name in r.parameters]

@@ -137,3 +137,12 @@ def test_onnxq_quantize_prunes_first() -> None:
     dense = onnxq.quantize(MODELS / "digits_cnn.onnx", {"image": digits("calib")["image"][:32]})
     assert result.graph.weight_bytes < 0.6 * dense.graph.weight_bytes
     assert result.plan.counts()["quantized"] == dense.plan.counts()["quantized"]
+
+
+def test_weights_that_calibration_has_renamed_are_masked_too(tmp_path: Path, overlay: Any) -> None:
+    """The channels in front of depthwise convolutions are spread, and the weights get new names."""
+    data = {"image": digits("calib")["image"][:32]}
+    create(MODELS / "digits_mobilenet.onnx", data, tmp_path / "art", recipe={"prune": "2:4"}, overlay=overlay)
+    manifest = Manifest.read(tmp_path / "art")
+    assert len(manifest.masks) == 8
+    assert {m.weight for m in manifest.masks} <= set(manifest.trained)
