@@ -90,7 +90,7 @@ MUTATIONS = (
         (
             Edit(
                 "onnxq/passes/insert_qdq.py",
-                "float(self._params[plan.input].scale), params.scale",
+                "float(self._params[plan.input_key].scale), params.scale",
                 "float(next(iter(self._params.values())).scale.max()), params.scale",
             ),
         ),
@@ -159,7 +159,7 @@ MUTATIONS = (
         "pairs: neighbours in the order of the weight, not of the kernel",
         (
             Edit(
-                "onnxq/passes/choose_params.py",
+                "onnxq/passes/_fitting.py",
                 "np.moveaxis(weight, 1, -1).reshape(weight.shape[0], -1)",
                 "weight.reshape(weight.shape[0], -1)",
             ),

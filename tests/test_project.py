@@ -109,7 +109,8 @@ def test_every_import_of_the_package_is_a_dependency():
             elif isinstance(node, ast.ImportFrom):
                 used.add((node.module or "").split(".")[0])
     used -= {"onnxq", "typing_extensions"} | sys.stdlib_module_names  # the latter for type checkers only
-    named = {re.split(r"[<>=~!\[;]", d)[0] for d in pyproject()["project"]["dependencies"]}
+    project = pyproject()["project"]
+    named = {re.split(r"[<>=~!\[;]", d)[0] for d in project["dependencies"] + project["optional-dependencies"]["pack"]}
     assert {installed_as.get(name, name) for name in used} <= named
 
 
