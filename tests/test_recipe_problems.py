@@ -33,7 +33,7 @@ def test_all_problems_are_told_with_path_value_and_hint() -> None:
         "target: found 'tensort'; must be 'ort', 'tensorrt', 'qnn', 'ascend' or 'kirin'; did you mean 'tensorrt'?",
         "activations.bits: found 99; must be less than or equal to 16",
         "activations.method.percentile: found 0.999; must be greater than 50",
-        "activations.method.foo: unknown key (its value is 1); known keys: name, percentile",
+        "activations.method.foo: unknown key (its value is 1); known keys: name, percentile, both_ends",
         "weights.granularity.per_block.size: is missing",
         "weights.granularity.per_block.siz: unknown key (its value is 3); did you mean 'size'?",
         "rules[0].match: needs exactly one of node, name, op_type; found name, node",
@@ -64,7 +64,7 @@ def test_all_problems_are_told_with_path_value_and_hint() -> None:
             {"activations": {"method": "klx"}},
             (
                 "activations.method: found 'klx'; must be one of 'minmax', 'percentile', "
-                "'kl', 'mse', 'output_mse', 'ifmr', 'hfmg', 'removal_outlier'; did you mean 'kl'?"
+                "'kl', 'mse', 'output_mse', 'ifmr', 'hfmg', 'removal_outlier', 'avg', 'emd', 'custom'; did you mean 'kl'?"
             ),
         ),
         (
