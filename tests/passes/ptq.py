@@ -34,12 +34,12 @@ def planned(
     model: onnx.ModelProto,
     *,
     data: Any = None,
-    recipe: Mapping[str, object] | None = None,
+    recipe: Mapping[str, object] | Recipe | None = None,
     threads: int = 1,
 ) -> tuple[GraphModel, QuantContext]:
     """The graph after SelectLayers, and its context with a reader over `data`."""
     graph = GraphModel.from_proto(model)
-    chosen = Recipe.from_dict(recipe or {})
+    chosen = recipe if isinstance(recipe, Recipe) else Recipe.from_dict(recipe or {})
     ctx = QuantContext(recipe=chosen, target=get_target(chosen.target), threads=threads)
     if data is not None:
         ctx.reader = as_reader(data, inputs_of(graph))
