@@ -39,6 +39,7 @@ from onnxq.pipeline import (
     run_passes,
 )
 from onnxq.plan import Plan
+from onnxq.qat._batchnorm import plain, unfolded_plan
 from onnxq.qat._trainable import trainable
 from onnxq.qat.losses import LOSS, LossInput, add_loss
 from onnxq.qat.manifest import FLOAT_MODEL, TEACHER_MODEL, Manifest, Mask
@@ -109,6 +110,8 @@ def create(
     teacher = graph.copy()
     if quantize:
         floats, ctx, notes = _calibrated(graph, data, recipe_, threads, progress)
+        if recipe_.training.batchnorm == "train":
+            floats = _unfolded(teacher.copy(), floats, ctx)
         learning = floats.copy()
         PassManager([InsertFakeQuant()], initial=frozenset({Fact.PLAN, Fact.PARAMS})).run_each(learning, ctx)
     else:
@@ -147,9 +150,17 @@ def create(
 def _prepared(graph: GraphModel, recipe: Recipe) -> tuple[GraphModel, QuantContext, tuple[str, ...]]:
     """The float model in the form it would be quantized in."""
     ctx = context_for(recipe, None, 1, None)
-    run_passes(PassManager(preparation(_unfolded(recipe), ctx.target, select=False)), graph, ctx)
+    run_passes(PassManager(preparation(_without_folding(recipe), ctx.target, select=False)), graph, ctx)
     graph.sweep()
     return graph, ctx, tuple(graph.notes)
+
+
+def _unfolded(graph: GraphModel, folded: GraphModel, ctx: QuantContext) -> GraphModel:
+    """The float model with its BatchNormalization; the context's plan and numbers are made to fit it."""
+    graph, other, _ = _prepared(graph, ctx.recipe)
+    ctx.plan, ctx.params = unfolded_plan(ctx.plan or Plan(), folded, graph, ctx.params)
+    ctx.kept, ctx.masked = other.kept, other.masked
+    return graph
 
 
 def _calibrated(
@@ -162,7 +173,8 @@ def _calibrated(
     if reader is None:
         raise DataError("training begins with calibration: give data, or ask for random data to try things out")
     ctx = context_for(recipe, reader, threads, progress)
-    steps = [*preparation(_unfolded(recipe), ctx.target), *measurement(recipe), *choice(recipe)]
+    wanted = plain(recipe) if recipe.training.batchnorm == "train" else recipe
+    steps = [*preparation(wanted, ctx.target), *measurement(wanted), *choice(wanted)]
     run_passes(PassManager(steps), graph, ctx)
     graph.sweep()
     if not ctx.plan:
@@ -170,7 +182,7 @@ def _calibrated(
     return graph, ctx, (*graph.notes, *notes, *reader.notes)
 
 
-def _unfolded(recipe: Recipe) -> Recipe:
+def _without_folding(recipe: Recipe) -> Recipe:
     """The recipe, keeping BatchNormalization where it is to be trained."""
     if recipe.training.batchnorm == "fold":
         return recipe

@@ -17,10 +17,13 @@ from onnxq.errors import TrainingError
 from onnxq.graph import GraphModel
 from onnxq.modelio import load_model
 from onnxq.passes._base import Fact, Pass, PassManager
+from onnxq.passes._weights import weight_value
 from onnxq.passes.fit_scales import FitScales
+from onnxq.passes.fuse_batchnorm import FuseBatchNorm
 from onnxq.passes.select_layers import SelectLayers
 from onnxq.pipeline import context_for, insertion, result_of, run_passes, twin
 from onnxq.plan import Plan
+from onnxq.qat._batchnorm import folded_params
 from onnxq.qat.manifest import FLOAT_MODEL, Manifest
 from onnxq.qat.overlay import Overlay
 from onnxq.qat.trainer import BEST, LAST
@@ -82,8 +85,13 @@ def quantized(directory: str | os.PathLike[str], values: Mapping[str, NDArray[An
         note = "the model was trained without quantizers: it is a float model"
         return Result(graph, Plan(), {}, (), manifest.recipe, 0, (note,), None, original)
     ctx = context_for(manifest.recipe, None, 1, None)
-    run_passes(PassManager([SelectLayers()], initial=_PREPARED), graph, ctx)
-    ctx.params = _params(graph, manifest, values)
+    unfolded = graph.copy()
+    folding: list[Pass] = []
+    if manifest.recipe.training.batchnorm == "train" and manifest.recipe.fuse.batchnorm:
+        folding = [FuseBatchNorm(manifest.recipe.fuse.skip_layers)]
+    run_passes(PassManager([*folding, SelectLayers()], initial=_PREPARED), graph, ctx)
+    ctx.params = _params(unfolded, manifest, values)
+    _fold_params(ctx, graph, unfolded, manifest)
     ctx.metadata |= {
         "onnxq.version": __version__,
         "onnxq.target": ctx.target.name,
@@ -124,6 +132,16 @@ def _params(graph: GraphModel, manifest: Manifest, values: Mapping[str, NDArray[
         if scales is not None:
             params[scale.key] = scales
     return params
+
+
+def _fold_params(ctx: QuantContext, graph: GraphModel, unfolded: GraphModel, manifest: Manifest) -> None:
+    """Let scales follow weights that folding has changed."""
+    learned = {scale.key: scale.weight for scale in manifest.scales}
+    for plan in () if ctx.plan is None else ctx.plan.weights:
+        if plan.key not in learned or plan.key not in ctx.params:
+            continue
+        before = np.asarray(unfolded.value(unfolded.tensor(learned[plan.key])), np.float32)
+        ctx.params[plan.key] = folded_params(ctx.params[plan.key], before, weight_value(graph, plan), plan, graph)
 
 
 def _check(ctx: QuantContext, folder: Path) -> None:

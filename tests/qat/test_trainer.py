@@ -275,3 +275,35 @@ def test_a_float_model_can_be_trained_too(tmp_path: Path, overlay: Any) -> None:
     assert accuracy(network()) < 0.8
     assert accuracy(saved) > 0.97
     assert {n.op_type for n in saved.graph.node} == {"Conv", "Relu", "Flatten", "Gemm"}
+
+
+@pytest.mark.parametrize(
+    "recipe", [{}, {"weights": {"granularity": "per_tensor", "trained": "arq"}}], ids=["lsq", "arq"]
+)
+def test_trained_batch_normalization_is_folded_in_the_end(tmp_path: Path, overlay: Any, recipe: dict[str, Any]) -> None:
+    weights = {
+        "W1": normal(8, 1, 3, 3, seed=1, scale=0.4), "s": normal(8, seed=6) + 0.2, "t": normal(8, seed=7, scale=0.1),
+        "m": normal(8, seed=8, scale=0.1), "v": np.abs(normal(8, seed=9)) + 0.5,
+        "W2": normal(3, 8 * 36, seed=3, scale=0.1), "b2": normal(3, seed=4, scale=0.1),
+    }  # fmt: skip
+    model = build(
+        "g (float[N,1,8,8] x) => (float[N,3] logits) { a = Conv(x, W1) n = BatchNormalization(a, s, t, m, v) "
+        "r = Relu(n) f = Flatten(r) logits = Gemm <transB=1> (f, W2, b2) }",
+        **weights,
+    )
+    wanted = {"training": {"batchnorm": "train"}, "target": "tensorrt", **recipe}
+    folder = create(model, {"x": samples()["x"][:32]}, tmp_path / "art", recipe=wanted, overlay=overlay).directory
+    assert {"m", "v"} <= set(Manifest.read(folder).frozen)
+    assert {"s", "t", "W1"} <= set(Manifest.read(folder).trained)
+    QatTrainer(folder, OPTIONS, overlay=overlay).fit(samples())
+    data = samples(24)
+    with Worker(overlay) as worker:
+        worker.open(folder, folder / LAST)
+        values = worker.parameters()
+        expected = worker.evaluate(data, ["logits"])["logits"]
+    assert np.abs(values["m"] - weights["m"]).max() > 0.01  # the statistics have been moved
+    result = quantized(folder, values)
+    assert "BatchNormalization" not in {n.op_type for n in result.model.graph.node}
+    found = run(result.model, {"x": data["x"]})["logits"]
+    assert np.abs(found - expected).max() <= 2 * np.abs(expected).max() / 127
+    assert np.median(np.abs(found - expected)) <= 1e-3 * np.abs(expected).max()
