@@ -30,8 +30,8 @@ SECONDS = 3.0
 EPOCHS = 12
 
 
-def channels(ratio: float) -> dict[str, object]:
-    return {"prune": {"kind": "channels", "ratio": ratio}}
+def channels(ratio: float, multiple: int = 1) -> dict[str, object]:
+    return {"prune": {"kind": "channels", "ratio": ratio, "multiple": multiple}}
 
 
 def digits(part: str) -> dict[str, Any]:
@@ -89,8 +89,9 @@ def bundled(name: str, options: tools.Options, folder: Path) -> list[tools.Row]:
     """The rows of a bundled model."""
     model, out = tools.ROOT / "models" / f"{name}.onnx", folder / "pruned.onnx"
     recipes: dict[str, dict[str, object]] = {f"{100 * r:.0f} %": channels(r) for r in RATIOS}
-    found = find_ratios(model, digits("train"), flops=0.5)
-    recipes["FLOPs 0.5"] = found.recipe.to_dict()
+    recipes["50 %, multiples of 8"] = channels(0.5, 8)
+    found = find_ratios(model, digits("train"), flops=0.5, multiple=8)
+    recipes["FLOPs 0.5, multiples of 8"] = found.recipe.to_dict()
     recipes["2:4"] = {"prune": "2:4"}
     rows = []
     for what, recipe in recipes.items():
@@ -111,7 +112,7 @@ def large(options: tools.Options, folder: Path) -> list[tools.Row]:
         return []
     rows = []
     for ratio in RATIOS:
-        for multiple in (1, 16):
+        for multiple in (1, 8, 16):
             recipe = {"prune": {"kind": "channels", "ratio": ratio, "multiple": multiple}}
             what = f"{100 * ratio:.0f} %" + (f", multiples of {multiple}" if multiple > 1 else "")
             result = onnxq.prune(model, recipe=recipe)
