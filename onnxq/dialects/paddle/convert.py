@@ -167,7 +167,7 @@ def _rule(decision: Decision, found: Found | None, *, weighted: bool) -> Rule | 
         if decision.role != "quantized" and (decision.role == "float" or found.origin not in _OWN):
             return None
         return Rule(match=match, skip=True, note=f"{found.label} gives it neither activation nor weight")
-    forced = _forced(decision, found)
+    forced = _forced(decision, found, weighted=weighted)
     if decision.role == "float" and not (forced or weighted):
         return None
     if decision.role in ("shared", "absorbed") and found.origin not in _OWN and not weighted:
@@ -181,11 +181,12 @@ def _rule(decision: Decision, found: Found | None, *, weighted: bool) -> Rule | 
     return Rule(match=match, activations=activations, weights=weights, quantize=forced or None)
 
 
-def _forced(decision: Decision, found: Found) -> bool:
-    """Whether a node that the target would leave float was asked for by itself."""
+def _forced(decision: Decision, found: Found, *, weighted: bool) -> bool:
+    """Whether a node that the target would leave float, alone among floats at the least, was asked for by itself."""
     activation = found.config.activation
     return (
-        decision.role == "float"
+        decision.role in ("float", "quantized")
+        and not weighted
         and found.origin in _OWN
         and found.alone
         and activation is not None
