@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     )
     from onnxq.graph import GraphModel
     from onnxq.modelio import load_model, save_model
+    from onnxq.observers import Observer
     from onnxq.passes._base import Fact, Instrument, Pass, PassManager, PassReport, Skip
     from onnxq.pipeline import Result, build, plan_model, quantize
     from onnxq.plan import Plan
@@ -47,6 +48,7 @@ __all__ = [
     "GraphModel",
     "Instrument",
     "ModelError",
+    "Observer",
     "OnnxqError",
     "Pass",
     "PassError",
@@ -86,6 +88,7 @@ _HOMES = {
     **dict.fromkeys(("Pruned", "prune"), "onnxq.pruning"),
     **dict.fromkeys(("load_model", "save_model"), "onnxq.modelio"),
     **dict.fromkeys(("Target", "get_target"), "onnxq.targets"),
+    "Observer": "onnxq.observers",
     "DebugFiles": "onnxq.report.debug_files",
     "write_debug": "onnxq.report.debug",
     "GraphModel": "onnxq.graph",

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import functools
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 from numpy.typing import NDArray
 
@@ -21,6 +24,7 @@ from tests.graphs import apply, build, normal
 from tests.passes.ptq import planned
 
 Array = NDArray[np.float32]
+ROOT = Path(__file__).resolve().parent.parent
 
 SOURCE = '''
 class Largest:
@@ -176,6 +180,31 @@ def test_layers_in_front_of_depthwise_convolutions_are_left_as_they_are() -> Non
 
 
 # ---- how it is named
+
+
+def test_the_code_in_the_documentation_runs(tmp_path: Path) -> None:
+    text = (ROOT / "docs" / "writing_an_observer.md").read_text(encoding="utf-8")
+    observer, program = (block.split("```")[0] for block in text.split("```python\n")[1:])
+    (recipe,) = (block.split("```")[0] for block in text.split("```yaml\n")[1:])
+    (tmp_path / "top_values.py").write_text(observer, encoding="utf-8")
+    (tmp_path / "recipe.yaml").write_text(recipe, encoding="utf-8")
+    onnx.save(net(), tmp_path / "model.onnx")
+    x = normal(6, 4)
+    np.savez(tmp_path / "calibration.npz", x=x)
+    code = f"{observer}\n{program}\nprint(float(result.params['x'].scale))"
+    command = ["quantize", "model.onnx", "-o", "by_file.onnx", "--data", "calibration.npz", "--config", "recipe.yaml"]
+    run_command = f"from onnxq.cli import main; import sys; sys.argv[1:] = {command}; main()"
+    found = [
+        subprocess.run([sys.executable, *args], cwd=tmp_path, capture_output=True, text=True, timeout=120)
+        for args in (["-c", code], ["-c", run_command])
+    ]
+    assert [done.returncode for done in found] == [0, 0], found
+    expected = np.sort(np.abs(x), axis=1)[:, -8:].mean(axis=1).mean() / 127
+    assert float(found[0].stdout) == pytest.approx(float(expected), rel=1e-6)
+    models = [onnx.load(tmp_path / name) for name in ("model_int8.onnx", "by_file.onnx")]
+    assert [[i.raw_data for i in m.graph.initializer] for m in models[:1]] == [
+        [i.raw_data for i in m.graph.initializer] for m in models[1:]
+    ]
 
 
 def test_by_file_from_a_recipe(file: Path, tmp_path: Path) -> None:
