@@ -136,6 +136,20 @@ def test_pact(worker: Worker, positive: bool) -> None:
     np.testing.assert_allclose(found["r.alpha"], [expected.high + at_low], rtol=RTOL)
 
 
+@pytest.mark.parametrize("factor", [1.0, 1000.0], ids=["", "rate 1000"])
+@pytest.mark.parametrize("spec", [INT8, INT16], ids=["8 bits", "16 bits"])
+def test_pact_on_both_sides(worker: Worker, spec: QuantSpec, factor: float) -> None:
+    """As PaddleSlim's: the end learns +1 from what lies above it and -1 from what lies below its negative."""
+    x, alpha = samples(), 0.8
+    what = learned("pact", spec, "r.alpha", factor=factor)
+    values, found = gradients_of_range(worker, what, {"r.alpha": alpha / factor}, x)
+    grid = what.grid({"r.alpha": np.float32([alpha / factor])})
+    np.testing.assert_allclose(rounded_of(values), grid.round(x), atol=1e-6)
+    above, below, g = x > alpha, x < -alpha, upstream(x).astype(np.float64)
+    np.testing.assert_allclose(found["x"], g * ~(above | below), rtol=RTOL)
+    np.testing.assert_allclose(found["r.alpha"], [(g[above].sum() - g[below].sum()) * factor], rtol=RTOL)
+
+
 @pytest.mark.parametrize("offset", [-0.531, 0.531], ids=["inside", "as far as codes go"])
 @pytest.mark.parametrize("rate", [1.0, 0.5])
 @pytest.mark.parametrize("spec", [UINT8, UINT4, INT8], ids=["8 bits", "4 bits", "symmetric"])
