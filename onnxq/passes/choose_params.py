@@ -11,6 +11,7 @@ from onnxq.algos.affine import fp16_scale, params_from_range
 from onnxq.errors import CalibrationError, GraphError
 from onnxq.graph import GraphModel
 from onnxq.passes._base import Fact, Pass, PassReport
+from onnxq.passes._clamps import clamp_limits
 from onnxq.passes._fitting import fit_bias, with_safe_pairs
 from onnxq.passes._measured import groups_of, merged_stats
 from onnxq.passes._weights import weight_value
@@ -28,7 +29,8 @@ class ChooseParams(Pass):
     """Writes ``ctx.params``: the scale and zero point of every activation and weight of the plan.
 
     Tensors of one group share the numbers that their merged statistics give; the limits of an
-    absorbed Relu or Clip cut the range. Where an int32 bias would overflow, the scale of its weight
+    absorbed Relu or Clip cut the range. One that is not absorbed reads codes with the numbers of what it
+    gives: what it cuts off needs none. Where an int32 bias would overflow, the scale of its weight
     grows until the bias fits.
 
     Given:
@@ -50,6 +52,7 @@ class ChooseParams(Pass):
         """
         plan = ctx.plan or Plan()
         params = _activations(plan, ctx)
+        _share_behind_clamps(graph, plan, params)
         notes: list[str] = []
         for weight in plan.weights:
             if weight.key not in params:
@@ -71,6 +74,24 @@ def _activations(plan: Plan, ctx: QuantContext) -> dict[str, QuantParams]:
             chosen = QuantParams(chosen.spec, fp16_scale(chosen.scale), chosen.zero_point)
         params |= {m.key: chosen for m in members}
     return params
+
+
+def _share_behind_clamps(graph: GraphModel, plan: Plan, params: dict[str, QuantParams]) -> None:
+    """Give what only a Relu or Clip reads the numbers of what that gives: rounding twice is rounding once then."""
+    groups = groups_of(plan)
+    by_tensor: dict[str, list[ActivationPlan]] = {}
+    for activation in plan.activations.values():
+        by_tensor.setdefault(activation.tensor, []).append(activation)
+    for activation in plan.activations.values():
+        tensor = graph.tensor(activation.tensor)
+        if not activation.everywhere or len(groups[activation.group]) > 1 or not graph.is_private(tensor):
+            continue
+        use = graph.consumers(tensor)[0]
+        if use.index or clamp_limits(graph, use.node) is None:
+            continue
+        behind = by_tensor.get(use.node.outputs[0].name, [])
+        if len(behind) == 1 and behind[0].spec == activation.spec:
+            params[activation.key] = params[behind[0].key]
 
 
 def _find_range(members: list[ActivationPlan], stats: dict[str, TensorStats]) -> tuple[float, float]:

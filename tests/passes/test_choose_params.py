@@ -61,6 +61,28 @@ def test_the_members_of_a_group_share_what_their_statistics_give_together() -> N
     assert "c" not in ctx.stats
 
 
+@pytest.mark.parametrize("clamp", ["Relu(a)", "Clip(a, low, high)"])
+def test_what_a_float_clamp_reads_has_the_numbers_of_what_it_gives(clamp: str) -> None:
+    """Symmetric codes: far below zero lies nothing that is not cut off behind, so codes need not reach there."""
+    text = f"g (float[N,2,4,4] x) => (float[N,3,4,4] y) {{ a = Conv(x, A, D) c = {clamp} y = Conv(c, B) }}"
+    constants = {"A": normal(4, 2, 1, 1), "D": np.full(4, -5, np.float32), "B": normal(3, 4, 1, 1, seed=1)}
+    limits = {"low": np.float32(0), "high": np.float32(6)} if "low" in text else {}
+    recipe = {"activations": {"method": "minmax", "type": "int8", "symmetric": True}}
+    _graph, ctx = chosen(build(text, **constants, **limits), {"x": normal(8, 2, 4, 4)}, recipe)
+    assert ctx.plan.absorbed == ()
+    assert ctx.stats["a"].low < -2 * ctx.stats["c"].high
+    assert ctx.params["a"].scale == pytest.approx(ctx.stats["c"].high / 127, rel=1e-6)
+    assert ctx.params["a"].same_as(ctx.params["c"])
+
+
+def test_what_others_read_besides_a_clamp_keeps_its_own_numbers() -> None:
+    text = "g (float[N,2,4,4] x) => (float[N,3,4,4] y, float[N,3,4,4] z) { a = Conv(x, A) c = Relu(a) y = Conv(c, B) "
+    model = build(f"{text} z = Conv(a, B) }}", A=normal(4, 2, 1, 1), B=normal(3, 4, 1, 1, seed=1))
+    recipe = {"activations": {"method": "minmax", "type": "int8", "symmetric": True}}
+    _graph, ctx = chosen(model, {"x": normal(8, 2, 4, 4)}, recipe)
+    assert ctx.params["a"].scale == pytest.approx(max(-ctx.stats["a"].low, ctx.stats["a"].high) / 127, rel=1e-6)
+
+
 def test_the_graph_is_not_changed() -> None:
     graph, ctx = planned(concat(), data={"x": normal(4, 2, 4, 4)})
     apply(graph, Calibrate(), ctx=ctx)
