@@ -376,7 +376,6 @@ def test_matches_share_no_node() -> None:
         (Op("Gemm").mentioning("RowParallelLinear"), 1),
         (Op("Gemm").not_mentioning("row-parallel"), 0),
     ],
-    ids=str,
 )
 def test_what_a_node_must_be(pattern: Op, count: int) -> None:
     assert len(pattern.matches(projections())) == count
