@@ -244,6 +244,8 @@ class QuantConfig:
         Args:
             model: The float model.
             base: What holds for everything a `QuantConfig` has no words for: the target, calibration, refinements.
+                By default onnxq's default recipe without the scaling of channels in front of depthwise convolutions,
+                after which an observer would not see the tensor as it is.
 
         Raises:
             RecipeError: If a name or a type is not in the model, a layer has an observer on one side only that the
@@ -256,7 +258,10 @@ class QuantConfig:
 
     @classmethod
     def from_recipe(cls, recipe: Recipe) -> Self:
-        """A configuration that means the same as a recipe.
+        """A configuration that says of layers what a recipe does.
+
+        Args:
+            recipe: What it says of the rest must be the default, and is to be given as `base` again.
 
         Raises:
             RecipeError: If the recipe says what a `QuantConfig` has no words for; the message names all of it.

@@ -15,7 +15,7 @@ from onnxq.dialects.paddle.patterns import Network
 from onnxq.dialects.paddle.resolve import Found, Layers
 from onnxq.errors import RecipeError
 from onnxq.pipeline import plan_model
-from onnxq.recipe import ActivationConfig, Recipe, Rule, Selector, WeightConfig, WeightOnly
+from onnxq.recipe import ActivationConfig, EqualizeConfig, Recipe, Rule, Selector, WeightConfig, WeightOnly
 
 if TYPE_CHECKING:
     from onnxq import Pass
@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 Q = TypeVar("Q", bound=QuantConfig)
 _OWN = ("layer", "name", "type")
 _SHOWN = 3
+BASE = Recipe(equalize=EqualizeConfig(depthwise=False))
+"""What holds beside a configuration: observers are to see tensors as they are, so channels are not scaled."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +50,7 @@ def prepare(config: QuantConfig, model: ModelLike, *, base: Recipe | None = None
     Args:
         config: The configuration.
         model: The float model; it is not changed.
-        base: What holds for everything a `QuantConfig` has no words for.
+        base: What holds for everything a `QuantConfig` has no words for; `BASE` by default.
 
     Raises:
         RecipeError: If the configuration does not fit the model.
@@ -60,7 +62,7 @@ def prepare(config: QuantConfig, model: ModelLike, *, base: Recipe | None = None
     if passes:
         model = stages.rewrite(named, passes)
         skeleton = _joined(skeleton, model.skeleton())
-    recipe = _Recipes(config, base or Recipe(), names).of(model, skeleton)
+    recipe = _Recipes(config, base or BASE, names).of(model, skeleton)
     return Prepared(model, recipe, names)
 
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from onnxq import save_model, stages
 from onnxq.dialects.paddle.config import QuantConfig
-from onnxq.dialects.paddle.convert import Prepared, prepare
+from onnxq.dialects.paddle.convert import BASE, Prepared, prepare
 from onnxq.dialects.paddle.network import Array, Converted, Feed, Form, Model, opened
 from onnxq.errors import CalibrationError, ModelError, RecipeError
 from onnxq.live import LiveCalibration
@@ -70,7 +70,8 @@ class PTQ:
 
     Args:
         config: The configuration; it is copied.
-        recipe: What holds for everything a `QuantConfig` has no words for: calibration, refinements, the target.
+        recipe: What holds for everything a `QuantConfig` has no words for: calibration, refinements, the target. See
+            `QuantConfig.to_recipe`.
         threads: Threads of runs and of calibration, 0 for all cores.
 
     Raises:
@@ -79,7 +80,7 @@ class PTQ:
 
     def __init__(self, config: QuantConfig, *, recipe: Recipe | None = None, threads: int = 0) -> None:
         self._config = taken(config)
-        self._base = recipe or Recipe()
+        self._base = recipe or BASE
         self._threads = threads
 
     def quantize(self, model: Model | ModelLike, inplace: bool = False) -> Model:

@@ -22,7 +22,7 @@ import numpy as np
 
 from onnxq import save_model, stages
 from onnxq.dialects.paddle.config import QuantConfig
-from onnxq.dialects.paddle.convert import Prepared, prepare
+from onnxq.dialects.paddle.convert import BASE, Prepared, prepare
 from onnxq.dialects.paddle.network import Array, Converted, Feed, Float, Form, Model, opened
 from onnxq.dialects.paddle.ptq import taken
 from onnxq.errors import DataError, ModelError, TrainingError
@@ -290,7 +290,7 @@ class QAT:
 
     def __init__(self, config: QuantConfig, *, recipe: Recipe | None = None, overlay: Overlay | None = None) -> None:
         self._config = taken(config)
-        self._base = recipe or Recipe()
+        self._base = recipe or BASE
         self._overlay = overlay
 
     def quantize(
