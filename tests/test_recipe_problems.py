@@ -64,7 +64,8 @@ def test_all_problems_are_told_with_path_value_and_hint() -> None:
             {"activations": {"method": "klx"}},
             (
                 "activations.method: found 'klx'; must be one of 'minmax', 'percentile', "
-                "'kl', 'mse', 'output_mse', 'ifmr', 'hfmg', 'removal_outlier', 'avg', 'emd', 'custom'; did you mean 'kl'?"
+                "'kl', 'mse', 'output_mse', 'ifmr', 'hfmg', 'removal_outlier', 'avg', 'emd', 'custom'; "
+                "did you mean 'kl'?"
             ),
         ),
         (
