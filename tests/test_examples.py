@@ -26,6 +26,7 @@ PROMISES = {
         "4 bit weights: accuracy 9",
         "interrupted and restored: the same file: True",
     ],
+    "paddle_ptq.py": ["before\n", "after ", "quantized: converted"],
     "own_pass.py": ["before: ", "ClipToRelu", "0 Clip"],
     "fuse_equalize_verify.py": ["FuseBatchNorm", "saved 01_AssignNames.onnx to 07_Sweep.onnx", " alone: "],
     "custom_pipeline.py": [

@@ -163,6 +163,7 @@ RUN = [
     "README.md",
     "docs/tutorial.md",
     "docs/why_not_quantized.md",
+    "docs/migrating_from_paddleslim.md",
     "docs/migrating_from_mindspore_lite.md",
     "docs/qat.md",
 ]

@@ -96,7 +96,7 @@ Config = Annotated[
     typer.Option(
         "--config",
         help="Recipe in YAML or JSON, or a configuration of AMCT's (quant.cfg, retrain.cfg, or its JSON) or of "
-        "MindSpore Lite's converter (full_quant.cfg).",
+        "MindSpore Lite's converter (full_quant.cfg), or Python with a QuantConfig (my_config.py:q_config).",
         rich_help_panel=_RECIPE,
         metavar="FILE",
         show_default=False,
@@ -293,7 +293,7 @@ class RecipeOptions:
         return self._over(Recipe() if self.config is None else Recipe.from_file(self.config))
 
     def wanted(self, model: Path) -> Wanted:
-        """As `recipe`; the file may be a configuration of AMCT's or of MindSpore Lite's converter as well.
+        """As `recipe`; it may be a configuration of AMCT's, of MindSpore Lite's converter or of PaddleSlim's as well.
 
         Raises:
             RecipeError: If the file or the result is not valid, or names what the model does not have.
@@ -301,6 +301,8 @@ class RecipeOptions:
         """
         if self.config is None:
             return Wanted(self.recipe())
+        if self.config.name.endswith(".py") or ".py:" in self.config.name:
+            return self._paddle(self.config, model)
         from onnxq.dialects.mslite.params import is_mslite_config
 
         if is_mslite_config(self.config):
@@ -338,6 +340,15 @@ class RecipeOptions:
         given = self.has_data or self.random is not None
         job = job.without_data() if given else job.reading(recipe.calibration)
         return Wanted(recipe, None, job.notes, job)
+
+    def _paddle(self, config: Path, model: Path) -> Wanted:
+        from onnxq.dialects.paddle.convert import BASE
+        from onnxq.dialects.paddle.files import load_python_config
+
+        if self.method is not None:
+            raise RecipeError(f"--method has no effect on {config}, which names observers; leave it out")
+        base = BASE if self.target is None else BASE.replace(target=self.target.value)
+        return Wanted(self._over(load_python_config(config).to_recipe(model, base=base)))
 
     def _over(self, base: Recipe) -> Recipe:
         if self.has_data and self.random is not None:
