@@ -28,6 +28,7 @@ import generated  # noqa: E402
 import graph_work  # noqa: E402
 import latency  # noqa: E402
 import memory  # noqa: E402
+import observers  # noqa: E402
 import peer  # noqa: E402
 import pruning  # noqa: E402
 import tools  # noqa: E402
@@ -210,6 +211,16 @@ def test_the_peer_is_timed_on_the_same_feeds(digits, tmp_path):
         scratch=str(tmp_path / "a.onnx"),
     )  # fmt: skip
     assert row["seconds"] > 0
+
+
+def test_observers_are_timed_and_weighed(digits, tmp_path):
+    row = observers.observed(str(MOBILENET), digits, "KLObserver", 2)
+    assert row["seconds"] > 0
+    assert row["batch"] >= 1
+    assert row["tensors"] > 10
+    out = tmp_path / "q.onnx"
+    assert observers.calibrated(str(MOBILENET), digits, "AVGObserver", 5, str(out), 2) == {"samples": 5}
+    assert out.is_file()
 
 
 def test_mixtures_are_the_same_each_time_and_not_kept():
