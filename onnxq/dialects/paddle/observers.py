@@ -315,10 +315,12 @@ class GroupWiseWeightObserver(ObserverFactory):
     Attributes:
         quant_bits: Width of the codes.
         group_size: 64 or 128.
+        strict_compat: Has no effect: PaddleSlim refuses a last group that is smaller, and does the same otherwise.
     """
 
     quant_bits: int = 8
     group_size: int = 128
+    strict_compat: bool = field(default=False, kw_only=True)
 
     def weight_config(self) -> WeightConfig:
         """What it means for a weight.

@@ -85,11 +85,13 @@ class FakeQuanterChannelWiseAbsMaxObserver(QuanterFactory):
         bit_length: Width of the codes.
         dtype: No effect.
         name: No effect.
+        strict_compat: Has no effect: there is nothing odd about it.
     """
 
     bit_length: int = 8
     dtype: str = "float32"
     name: str | None = None
+    strict_compat: bool = field(default=False, kw_only=True)
 
     def weight_config(self) -> WeightConfig:
         """What it means for a weight."""
