@@ -151,6 +151,16 @@ def test_too_few_batches_are_told() -> None:
         model.require_finished()
 
 
+def test_without_a_number_of_batches_the_caller_says_when() -> None:
+    model, x = LiveCalibration(net(), None), data(6)["x"]
+    for count in (1, 2, 3):
+        model.run(None, {"x": x[2 * count - 2 : 2 * count]})
+        for _ in range(2):  # as often as wanted
+            np.testing.assert_array_equal(np.concatenate([f["x"] for f in model.feeds()]), x[: 2 * count])
+        assert (model.batches_fed, model.finished) == (count, False)
+    model.require_finished()
+
+
 def test_a_wrong_feed_is_refused_and_does_not_count() -> None:
     model, _ = live(2)
     with pytest.raises(DataError):
