@@ -21,7 +21,18 @@ from onnxq.passes._specs import (
     weight_spec,
 )
 from onnxq.plan import ActivationPlan, Decision, Plan, WeightPlan
-from onnxq.recipe import AbsMax, ActivationConfig, ActivationMethod, MinMax, Recipe, RemovalOutlier, TrainedActivation
+from onnxq.recipe import (
+    AVG,
+    EMD,
+    AbsMax,
+    ActivationConfig,
+    ActivationMethod,
+    MinMax,
+    Percentile,
+    Recipe,
+    RemovalOutlier,
+    TrainedActivation,
+)
 from onnxq.spec import PerBlock, PerTensor, QuantSpec
 from onnxq.targets import Target
 
@@ -242,7 +253,8 @@ class _Placer:
 def _method(config: ActivationConfig, readers: list[tuple[str, int]]) -> ActivationMethod:
     """How the range of a tensor is chosen; outliers that nothing computes with as codes are results, and stay."""
     method = activation_method(config)
-    return MinMax() if isinstance(method, RemovalOutlier) and not readers else method
+    cuts = isinstance(method, (RemovalOutlier, AVG, EMD)) or (isinstance(method, Percentile) and method.both_ends)
+    return MinMax() if cuts and not readers else method
 
 
 def place(graph: GraphModel, flow: Flow, target: Target, recipe: Recipe) -> Plan:
