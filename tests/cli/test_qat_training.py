@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from click.testing import Result
 from typer.testing import CliRunner
 
 from onnxq.cli.app import app
@@ -33,7 +32,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def run(*args: object, code: int = 0) -> Result:
+def run(*args: object, code: int = 0) -> Any:
     done = CliRunner(**SEPARATE).invoke(app, ["qat", *map(str, args)])
     assert done.exit_code == code, done.output
     return done

@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 import yaml
-from click.testing import Result
 from typer.testing import CliRunner
 
 import onnxq
@@ -21,7 +20,7 @@ RUINED = ["block2/first/conv", "block2/second/conv", "block2/add"]
 SEPARATE: dict[str, Any] = {"mix_stderr": False} if "mix_stderr" in inspect.signature(CliRunner).parameters else {}
 
 
-def run(*args: object, code: int = 0) -> Result:
+def run(*args: object, code: int = 0) -> Any:
     result = CliRunner(**SEPARATE).invoke(app, [str(a) for a in args])
     if result.exception is not None and not isinstance(result.exception, SystemExit):
         raise result.exception
