@@ -31,6 +31,8 @@ WIDTHS = {"A8W8": (8, 8), "A8W4": (8, 4), "A4W4": (4, 4), "A4W2": (4, 2)}
 """Bits of activations and of weights."""
 SEEDS = (0, 1, 2)
 OPTIONS = TrainOptions(epochs=12, batch_size=32, learning_rate=2e-3)
+FEW_BITS = replace(OPTIONS, epochs=60, learning_rate=1e-2)
+"""Weights of 2 bits need longer, and larger steps."""
 Arrays = dict[str, NDArray[Any]]
 
 
@@ -101,7 +103,7 @@ def recipe_of(bits: tuple[int, int], seed: int) -> dict[str, object]:
     activations, weights = bits
     return {
         "activations": {"bits": activations, "type": "uint8"},
-        "weights": {"bits": weights, "type": "int8"},
+        "weights": {"bits": weights, "type": "int8", "narrow": weights > 2},
         "calibration": {"seed": seed},
     }
 
@@ -126,7 +128,8 @@ def measure(task: Task, bits: tuple[int, int], folder: Path) -> Outcome:
         after.append(accuracy(onnxq.quantize(task.model, some, recipe=recipe).model, task.test))
         artifacts = folder / f"{task.name}-{bits}-{seed}"
         create(task.model, some, artifacts, recipe=recipe)
-        QatTrainer(artifacts, replace(OPTIONS, seed=seed)).fit(task.train)
+        options = FEW_BITS if bits[1] <= 2 else OPTIONS
+        QatTrainer(artifacts, replace(options, seed=seed)).fit(task.train)
         trained.append(accuracy(quantized(artifacts, trained_values(artifacts)).model, task.test))
     seconds = (time.perf_counter() - begun) / len(SEEDS)
     return Outcome(accuracy(onnx.load(task.model), task.test), tuple(after), tuple(trained), seconds)
@@ -173,9 +176,9 @@ def accuracies(chosen: Sequence[Task], folder: Path, *, quick: bool) -> tools.Ta
             row: tools.Row = {"model": task.name, "width": width, "float %": 100 * found.float_}
             row |= {"after training %": told(found.after), "trained %": told(found.trained), "s": found.seconds}
             rows.append(row)
-    notes = [
-        f"mean and standard deviation of {len(SEEDS)} seeds; {OPTIONS.epochs} epochs, AdamW, {OPTIONS.learning_rate:g}"
-    ]
+    told_options = f"{OPTIONS.epochs} epochs, AdamW, {OPTIONS.learning_rate:g}"
+    few = f"2 bits: {FEW_BITS.epochs} epochs, {FEW_BITS.learning_rate:g}"
+    notes = [f"mean and standard deviation of {len(SEEDS)} seeds; {told_options}; {few}"]
     return tools.Table("Accuracy of quantized digits models", rows, notes)
 
 
