@@ -146,12 +146,16 @@ def damage(folder: Path, *, thorough: bool) -> str:
         return f"its {MANIFEST} cannot be read ({type(err).__name__})"
     for name, (size, digest) in files.items():
         path = folder / name
-        if not path.is_file():
+        try:
+            # Another process may replace the overlay while this one looks: any of these may find nothing.
+            if (found := path.stat().st_size) != size:
+                return f"{name} has {found} bytes instead of {size}"
+            if thorough and sha256(path) != digest:
+                return f"{name} is not what was installed"
+        except FileNotFoundError:
             return f"{name} is missing"
-        if (found := path.stat().st_size) != size:
-            return f"{name} has {found} bytes instead of {size}"
-        if thorough and sha256(path) != digest:
-            return f"{name} is not what was installed"
+        except OSError as err:
+            return f"{name} cannot be read ({err.strerror or err})"
     return ""
 
 

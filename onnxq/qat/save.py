@@ -34,6 +34,32 @@ from onnxq.spec import QuantParams
 _PREPARED = frozenset({Fact.NAMED, Fact.CONSTANTS_LIFTED, Fact.SHAPES})
 
 
+def newest_checkpoint(directory: Path, preferred: Path | None = None) -> Path | None:
+    """The checkpoint that counts: the preferred one, else the best one, else the last one; None for the artifacts' own.
+
+    Args:
+        directory: The artifacts.
+        preferred: Taken where it exists.
+    """
+    known = (preferred, directory / BEST, directory / LAST)
+    return next((path for path in known if path is not None and path.is_file()), None)
+
+
+def open_worker(directory: Path, checkpoint: Path | None, overlay: Overlay | None = None) -> Worker:
+    """A worker with artifacts open; whoever gets it closes it.
+
+    Raises:
+        TrainingError: If a file is missing, or the training runtime is.
+    """
+    worker = Worker(overlay)
+    try:
+        worker.open(directory, checkpoint)
+    except TrainingError:
+        worker.close()
+        raise
+    return worker
+
+
 def trained_values(
     directory: str | os.PathLike[str],
     checkpoint: str | os.PathLike[str] | None = None,
@@ -51,9 +77,8 @@ def trained_values(
         TrainingError: If a file is missing, or the training runtime is.
     """
     folder = Path(directory)
-    saved = [folder / BEST, folder / LAST] if checkpoint is None else [Path(checkpoint)]
-    found = next((path for path in saved if path.is_file()), None)
-    if found is None and checkpoint is not None:
+    found = newest_checkpoint(folder) if checkpoint is None else Path(checkpoint)
+    if checkpoint is not None and not Path(checkpoint).is_file():
         raise TrainingError(f"there is no checkpoint {checkpoint}")
     with Worker(overlay) as worker:
         worker.open(folder, found)

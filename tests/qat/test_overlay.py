@@ -260,3 +260,14 @@ def test_an_environment_beside(wheel, own_cache, monkeypatch):
         overlay.set_up(wheel_file=wheel)
     names = {p.name for p in own_cache.iterdir()}
     assert names == {done.overlay.path.name, f"{done.overlay.path.name}-python.txt"}
+
+
+def test_a_file_that_another_process_takes_away_is_missing(wheel, monkeypatch):
+    path = overlay.set_up(wheel_file=wheel).overlay.path
+
+    def gone(path):
+        raise FileNotFoundError(path)
+
+    monkeypatch.setattr(_overlay_store, "sha256", gone)
+    assert "is missing" in _overlay_store.damage(path, thorough=True)
+    assert _overlay_store.damage(path, thorough=False) == ""

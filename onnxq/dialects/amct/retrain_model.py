@@ -21,7 +21,7 @@ from onnxq.errors import DataError, TrainingError
 from onnxq.qat.data import DataLike
 from onnxq.qat.manifest import FLOAT_MODEL, Manifest
 from onnxq.qat.overlay import Overlay
-from onnxq.qat.save import quantized, trained_values
+from onnxq.qat.save import newest_checkpoint, open_worker, quantized, trained_values
 from onnxq.qat.trainer import BEST, HISTORY, LAST, OPTIONS, Progress, QatTrainer, TrainOptions
 from onnxq.qat.worker_client import Worker
 from onnxq.result import Result
@@ -175,18 +175,11 @@ class RetrainModel:
 
     def _current(self) -> Path | None:
         """The checkpoint that counts; None for that of the artifacts."""
-        known = (self._checkpoint, self.directory / BEST, self.directory / LAST)
-        return next((path for path in known if path is not None and path.is_file()), None)
+        return newest_checkpoint(self.directory, self._checkpoint)
 
     def _open(self) -> Worker:
         if self._worker is None:
-            worker = Worker(self._overlay)
-            try:
-                worker.open(self.directory, self._current())
-            except TrainingError:
-                worker.close()
-                raise
-            self._worker = worker
+            self._worker = open_worker(self.directory, self._current(), self._overlay)
         return self._worker
 
     # ---- results
