@@ -188,7 +188,7 @@ def reference_of(source: str | Maker) -> str:
 
 
 def find_maker(reference: str) -> Maker:
-    """What a reference names; the file or module is run.
+    """What a reference to an observer names; the file or module is run.
 
     Args:
         reference: ``path/of/file.py:Class``, the path from the working directory, or ``module.name:Class``.
@@ -196,35 +196,51 @@ def find_maker(reference: str) -> Maker:
     Raises:
         RecipeError: If there is no such thing.
     """
+    return cast("Maker", find_named(reference, "observer", "class"))
+
+
+def find_named(reference: str, what: str, kind: str) -> Callable[..., Any]:
+    """What a user's reference to code names; the file or module is run.
+
+    Args:
+        reference: ``path/of/file.py:name``, the path from the working directory, or ``module.name:name``.
+        what: What it is for, for messages: ``observer``.
+        kind: What it must name, for messages: ``class``.
+
+    Raises:
+        RecipeError: If there is no such thing.
+    """
+    who = f"{what} {reference!r}"
     place, colon, name = reference.rpartition(":")
     if not (colon and place and name):
-        raise RecipeError(f"observer {reference!r}: must be 'file.py:Class' or 'module:Class'")
-    module = _from_file(reference, Path(place)) if place.endswith(".py") else _from_module(reference, place)
+        example = kind.capitalize() if kind == "class" else kind
+        raise RecipeError(f"{who}: must be 'file.py:{example}' or 'module:{example}'")
+    module = _from_file(who, Path(place)) if place.endswith(".py") else _from_module(who, place)
     found: Any = module
     for part in name.split("."):
         if not hasattr(found, part):
             hint = nearest(part, [known for known in vars(found) if not known.startswith("_")])
-            raise RecipeError(f"observer {reference!r}: {place} has no {part!r}{hint}")
+            raise RecipeError(f"{who}: {place} has no {part!r}{hint}")
         found = getattr(found, part)
     if not callable(found):
-        raise RecipeError(f"observer {reference!r}: is a {type(found).__name__}; must be a class")
-    return cast("Maker", found)
+        raise RecipeError(f"{who}: is a {type(found).__name__}; must be a {kind}")
+    return cast("Callable[..., Any]", found)
 
 
-def _from_file(reference: str, path: Path) -> ModuleType:
+def _from_file(who: str, path: Path) -> ModuleType:
     spec = importlib.util.spec_from_file_location(path.stem, path)
     if not path.is_file() or spec is None or spec.loader is None:
-        raise RecipeError(f"observer {reference!r}: there is no file {path}; paths begin in the working directory")
+        raise RecipeError(f"{who}: there is no file {path}; paths begin in the working directory")
     module = importlib.util.module_from_spec(spec)
     try:
         spec.loader.exec_module(module)
     except Exception as err:
-        raise RecipeError(f"observer {reference!r}: {path} cannot be loaded: {_told(err)}") from err
+        raise RecipeError(f"{who}: {path} cannot be loaded: {_told(err)}") from err
     return module
 
 
-def _from_module(reference: str, name: str) -> ModuleType:
+def _from_module(who: str, name: str) -> ModuleType:
     try:
         return importlib.import_module(name)
     except Exception as err:
-        raise RecipeError(f"observer {reference!r}: module {name!r} cannot be imported: {_told(err)}") from err
+        raise RecipeError(f"{who}: module {name!r} cannot be imported: {_told(err)}") from err

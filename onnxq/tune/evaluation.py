@@ -1,0 +1,274 @@
+"""What a model is worth on the user's data: the float model's outputs are kept, other models are scored by them.
+
+scorer = Evaluation("eval.npz", metric="top1", labels="labels.csv").prepare(float_graph)
+scorer.score(quantized_graph), scorer.reference
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from onnxq.calib.feeds import Feed, InputInfo, batching, sample_count
+from onnxq.calib.readers import CheckedReader, DataLike, Folders, Layout, as_reader, rechunk
+from onnxq.errors import DataError, RecipeError, nearest
+from onnxq.graph import GraphModel
+from onnxq.observers import find_named
+from onnxq.passes._inputs import inputs_of
+from onnxq.report.labels import Labels, read_labels
+from onnxq.runtime import Session, make_session
+from onnxq.tune.metrics_builtin import (
+    Agreement,
+    Array,
+    Batch,
+    Divergence,
+    Measure,
+    Meter,
+    Metric,
+    Perplexity,
+    Sqnr,
+    Top1,
+    UserFunction,
+    Users,
+)
+
+if TYPE_CHECKING:
+    from onnxq.recipe import ImagePreprocess
+
+__all__ = ["METRICS", "Evaluation", "Metric", "Scorer"]
+
+METRICS = ("top1", "agreement", "sqnr", "kl", "perplexity")
+"""Metrics that have a name; any other is ``path.py:function`` or ``module:function``."""
+KEPT_MB = 512
+"""Data stay in memory if they are not more; of the float model's outputs as much stays, the rest is computed anew."""
+
+Progress = Callable[[str, int, int | None], None]
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What is measured, and on what.
+
+    Attributes:
+        data: Samples, as for `onnxq.quantize`.
+        metric: A name of `METRICS`, ``path.py:function``, ``module:function``, or the function: of the outputs of all
+            samples by name and of the labels (None where there are none), it gives a number, higher is better.
+        labels: The true class of each sample: a file (see `onnxq.report.labels.read_labels`) or whole numbers of
+            shape (samples,); a function of the user's may be given any array.
+        preprocess: How image files become feeds.
+        bin_layout: Layout of the numbers in .bin files of 4 dimensions; None: as the model has it.
+        samples: Use the first so many; None for all.
+        batch: Samples at a time, where the model takes any batch.
+        threads: Threads of ONNX Runtime; 0 for all cores.
+    """
+
+    data: DataLike
+    metric: str | UserFunction = "top1"
+    labels: str | Path | Array | None = None
+    preprocess: ImagePreprocess | None = None
+    bin_layout: Layout | None = None
+    samples: int | None = None
+    batch: int = 8
+    threads: int = 0
+
+    def prepare(self, float_graph: GraphModel, *, progress: Progress | None = None) -> Scorer:
+        """Run the float model and keep what other models are compared with.
+
+        Args:
+            float_graph: The float model.
+            progress: Is told how far it is.
+
+        Raises:
+            RecipeError: If there is no such metric.
+            DataError: If data, labels or outputs do not fit.
+        """
+        measure = self._measure()
+        inputs = inputs_of(float_graph)
+        reader = as_reader(self.data, inputs, preprocess=self.preprocess, layout=self.bin_layout, samples=self.samples)
+        return Scorer(self, measure, float_graph, _Feeds(reader, inputs, self.batch), progress)
+
+    def _measure(self) -> Measure:
+        labels = self._labels()
+        if not isinstance(self.metric, str):
+            return Users(self.metric, getattr(self.metric, "__qualname__", "function"), labels)
+        if ":" in self.metric:
+            return Users(find_named(self.metric, "metric", "function"), self.metric, labels)
+        known: Mapping[str, Measure] = {
+            "top1": Top1(labels), "agreement": Agreement(), "sqnr": Sqnr(), "kl": Divergence(),
+            "perplexity": Perplexity(),
+        }  # fmt: skip
+        if self.metric not in known:
+            raise RecipeError(
+                f"there is no metric {self.metric!r}; known are {', '.join(METRICS)}, and functions as "
+                f"mymetric.py:function{nearest(self.metric, METRICS, count=1)}"
+            )
+        if self.metric == "top1" and labels is None:
+            raise DataError("metric top1 compares with the true classes and needs labels; give them, or use agreement")
+        return known[self.metric]
+
+    def _labels(self) -> Labels | None:
+        if self.labels is None:
+            return None
+        if isinstance(self.labels, (str, Path)):
+            data = self.data if isinstance(self.data, Folders) else Path(str(self.data))
+            return read_labels(Path(self.labels), data)
+        labels = np.asarray(self.labels)
+        return labels.astype(np.int64) if labels.dtype.kind in "iub" else labels
+
+    def digest(self, reader: CheckedReader) -> str:
+        """sha256 of all that decides a score besides the model.
+
+        Args:
+            reader: The data.
+        """
+        content = hashlib.sha256(reader.digest().encode())
+        name = self.metric if isinstance(self.metric, str) else getattr(self.metric, "__qualname__", "function")
+        content.update(f"|{name}|{self.batch}|".encode())
+        file = Path(name.rpartition(":")[0])
+        if file.suffix == ".py" and file.is_file():
+            content.update(file.read_bytes())
+        labels = self._labels()
+        if labels is not None:
+            content.update(np.ascontiguousarray(labels).tobytes())
+        return content.hexdigest()
+
+
+class _Feeds:
+    """Batches of the data, kept in memory if all of them find room there."""
+
+    def __init__(self, reader: CheckedReader, inputs: tuple[InputInfo, ...], batch: int) -> None:
+        self.reader = reader
+        self._inputs = inputs
+        self._batch = batch
+        self._kept: list[tuple[int, Feed]] = []
+        self._complete = self._too_many = False
+
+    def rows(self, feed: Feed) -> int:
+        """How many samples a feed holds."""
+        return sample_count(feed, batching(self._inputs).carried) or 1
+
+    def __iter__(self) -> Iterator[tuple[int, Feed]]:
+        """Number of the first sample and feed of each batch, always the same."""
+        if self._complete:
+            yield from self._kept
+            return
+        kept: list[tuple[int, Feed]] = []
+        room, count = KEPT_MB << 20, 0
+        for first, feed in rechunk(self.reader, self._batch, self._inputs):
+            count += 1
+            room -= _bytes(feed)
+            if room >= 0 and not self._too_many:
+                kept.append((first, feed))
+            yield first, feed
+        self._complete, self._too_many = len(kept) == count, len(kept) < count
+        self._kept = kept if self._complete else []
+
+
+def _bytes(arrays: Mapping[str, Array]) -> int:
+    return sum(array.nbytes for array in arrays.values())
+
+
+class Scorer:
+    """Scores models on one set of data.
+
+    Attributes:
+        metric: What is measured.
+        reference: The float model's own score.
+        samples: How many samples there are.
+        digest: sha256 of all that decides a score besides the model.
+        notes: What a user should know about the data.
+    """
+
+    def __init__(
+        self,
+        evaluation: Evaluation,
+        measure: Measure,
+        float_graph: GraphModel,
+        feeds: _Feeds,
+        progress: Progress | None,
+    ) -> None:
+        self._threads = evaluation.threads
+        self._measure = measure
+        self._float = float_graph
+        self._feeds = feeds
+        self._progress = progress
+        self._kept: list[dict[str, Array]] = []
+        self._again: Session | None = None
+        self.samples = 0
+        self.metric: Metric = measure.metric
+        self.reference = self._of_float()
+        self.digest = evaluation.digest(feeds.reader)
+        self.notes: tuple[str, ...] = feeds.reader.notes
+        self._check_count(evaluation)
+
+    def score(self, graph: GraphModel) -> float:
+        """What a model is worth; the worst score there is where its outputs hold NaN.
+
+        Args:
+            graph: A model with the float model's inputs and outputs that runs here.
+
+        Raises:
+            DataError: If a function of the user's fails.
+            ModelError: If ONNX Runtime cannot load it.
+        """
+        session = make_session(graph, threads=self._threads, source="the quantized model")
+        meter = self._measure.meter()
+        for number, (first, feed) in enumerate(self._feeds):
+            outputs = _run(session, feed)
+            meter.add(Batch(first, feed, outputs, self._kept_of(number, feed)))
+            self._tell("evaluating", first)
+        found = _result(meter)
+        return self.metric.worst if math.isnan(found) else found
+
+    def _of_float(self) -> float:
+        session = make_session(self._float, threads=self._threads, source="the float model")
+        meter, size, room = self._measure.meter(), 0, KEPT_MB << 20
+        for first, feed in self._feeds:
+            outputs = _run(session, feed)
+            kept = self._measure.keep(outputs)
+            if size + _bytes(kept) <= room:
+                size += _bytes(kept)
+                self._kept.append({name: array.copy() for name, array in kept.items()})
+            else:
+                room, self._again = 0, session
+            meter.add(Batch(first, feed, outputs, kept))
+            self.samples = first + self._feeds.rows(feed)
+            self._tell("evaluating the float model", first)
+        found = _result(meter)
+        if math.isnan(found):
+            raise DataError(f"metric {self.metric.name} of the float model is not a number (NaN)")
+        return found
+
+    def _kept_of(self, number: int, feed: Feed) -> Mapping[str, Array]:
+        if number < len(self._kept):
+            return self._kept[number]
+        if self._again is None:
+            return {}
+        return self._measure.keep(_run(self._again, feed))
+
+    def _check_count(self, evaluation: Evaluation) -> None:
+        """Refuse more labels than samples: they belong to other data."""
+        labels = getattr(self._measure, "labels", None)
+        if labels is None or evaluation.samples is not None or self.metric.name != "top1":
+            return
+        if len(labels) > self.samples:
+            raise DataError(f"there are {len(labels)} labels for {self.samples} samples; give one for each")
+
+    def _tell(self, what: str, done: int) -> None:
+        if self._progress is not None:
+            self._progress(what, done, self.samples or self._feeds.reader.len_hint())
+
+
+def _run(session: Session, feed: Feed) -> dict[str, Any]:
+    return dict(zip(session.output_names, session.run(None, feed), strict=True))
+
+
+def _result(meter: Meter) -> float:
+    with np.errstate(all="ignore"):
+        return meter.result()
