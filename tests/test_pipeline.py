@@ -14,11 +14,11 @@ import pytest
 import onnxq
 from onnxq.instruments import Timing
 from onnxq.pipeline import Result
+from tests.bundled import FEED_FORWARD
 from tests.graphs import build, feeds_for, normal, ops, run, session
 
 MODELS = Path(__file__).resolve().parents[1] / "models"
 CALIBRATION = MODELS / "data" / "digits_calib.npz"
-FILES = sorted(MODELS.glob("*.onnx"))
 
 NET = """g (float[N,3,8,8] x) => (float[N,4] y) {
     [c1] a = Conv <pads=[1,1,1,1]> (x, W1)
@@ -48,7 +48,7 @@ def metadata(model: onnx.ModelProto) -> dict[str, str]:
 # ---- accuracy ----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda p: p.stem)
+@pytest.mark.parametrize("path", FEED_FORWARD, ids=lambda p: p.stem)
 def test_bundled_models_lose_a_point_at_the_most(path: Path) -> None:
     images = dict(np.load(MODELS / "data" / "digits_test.npz"))
     labels = np.load(MODELS / "data" / "digits_test_labels.npy")

@@ -13,11 +13,11 @@ import pytest
 from onnx import helper, numpy_helper
 
 import onnxq
+from tests.bundled import FILES, samples
 from tests.graphs import build, normal
 from tests.tensorrt_rules import LAYERS, Network, problems
 
 ROOT = Path(__file__).parents[1]
-BUNDLED = sorted((ROOT / "models").glob("*.onnx"))
 ZOO = Path(os.environ.get("ONNXQ_ZOO", ROOT.parent / "shared" / "zoo"))
 ZOO_MODELS = sorted((ZOO / "models").glob("*.onnx"))
 
@@ -61,12 +61,10 @@ def test_a_residual_network_keeps_the_rules() -> None:
     assert sources == {"Conv", "DequantizeLinear"}
 
 
-@pytest.mark.parametrize("path", BUNDLED, ids=lambda p: p.stem)
+@pytest.mark.parametrize("path", FILES, ids=lambda p: p.stem)
 @pytest.mark.parametrize("bias", ["corrected", "float"])
 def test_bundled_models_keep_the_rules(path: Path, bias: str) -> None:
-    with np.load(ROOT / "models" / "data" / "digits_calib.npz", allow_pickle=False) as file:
-        images = file["image"][:16]
-    model = quantized(path, {"image": images}, refine=[{"kind": "bias_correction", "inputs": bias}])
+    model = quantized(path, samples(path, count=16), refine=[{"kind": "bias_correction", "inputs": bias}])
     assert problems(model) == []
     assert any(n.op_type == "QuantizeLinear" for n in model.graph.node)
 

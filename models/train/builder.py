@@ -22,7 +22,7 @@ BN_EPSILON = 1e-5
 BN_MOMENTUM = 0.9
 LAYER_NORM_EPSILON = 1e-5
 
-_IR_VERSION_BY_OPSET = {11: 6, 13: 7, 17: 8, 21: 10}
+IR_VERSION_BY_OPSET = {11: 6, 13: 7, 17: 8, 21: 10}
 _REDUCE_AXES_AS_INPUT_SINCE = 18
 _LAYER_NORM_OP_SINCE = 17
 
@@ -58,8 +58,8 @@ class GraphBuilder:
         Raises:
             ValueError: If the opset is not one the builder writes.
         """
-        if opset not in _IR_VERSION_BY_OPSET:
-            known = ", ".join(str(version) for version in _IR_VERSION_BY_OPSET)
+        if opset not in IR_VERSION_BY_OPSET:
+            known = ", ".join(str(version) for version in IR_VERSION_BY_OPSET)
             raise ValueError(f"opset {opset} is not supported; choose one of {known}")
         self.opset = opset
         self.training = training
@@ -80,7 +80,7 @@ class GraphBuilder:
         name: str,
         *,
         extra_outputs: Sequence[str] = (),
-        **attributes: float | list[int],
+        **attributes: float | list[int] | str,
     ) -> str:
         """Append a node called `name` and return its first output, `name/out`."""
         output = f"{name}/out"
@@ -290,7 +290,7 @@ class GraphBuilder:
         model = helper.make_model(
             graph,
             producer_name="onnxq-models",
-            ir_version=_IR_VERSION_BY_OPSET[self.opset],
+            ir_version=IR_VERSION_BY_OPSET[self.opset],
             opset_imports=[helper.make_opsetid("", self.opset)],
         )
         onnx.checker.check_model(model, full_check=True)

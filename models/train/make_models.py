@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import digits_cnn
+import digits_gru
+import digits_lstm
 import digits_mobilenet
 import digits_transformer
 import onnx
@@ -50,6 +52,10 @@ _NETWORKS = [
 ]
 
 
+_Maker = Callable[[DigitsSplit, Path], list[Path]]
+_MAKERS: dict[str, _Maker] = {module.NAME: module.make for module in (digits_lstm, digits_gru)}
+
+
 def _train(network: Network, split: DigitsSplit) -> Weights:
     graph = GraphBuilder(network.training_opset, training=True)
     network.write(graph, INPUT_NAME)
@@ -73,7 +79,7 @@ def _export(network: Network, weights: Weights, directory: Path) -> list[Path]:
 def main() -> None:
     """Entry point of the script."""
     parser = argparse.ArgumentParser(description="Train and export the bundled models.")
-    names = [network.name for network in _NETWORKS]
+    names = [*(network.name for network in _NETWORKS), *_MAKERS]
     parser.add_argument("--only", choices=names, help="make only this model")
     parser.add_argument(
         "--out",
@@ -91,10 +97,15 @@ def main() -> None:
         if arguments.only in (None, network.name):
             print(f"training {network.name}", flush=True)
             for path in _export(network, _train(network, split), directory):
-                print(describe(path, split), flush=True)
+                print(describe(path, directory / "data"), flush=True)
+    for name, make in _MAKERS.items():
+        if arguments.only in (None, name):
+            print(f"training {name}", flush=True)
+            for path in make(split, directory):
+                print(describe(path, directory / "data"), flush=True)
     readme = directory / "README.md"
     if readme.exists():
-        update_readme(readme, split)
+        update_readme(readme)
 
 
 if __name__ == "__main__":

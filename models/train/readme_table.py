@@ -5,22 +5,58 @@ from __future__ import annotations
 
 import hashlib
 import math
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
 import onnxruntime as ort
-from builder import INPUT_NAME, OUTPUT_NAME
-from digits_data import DigitsSplit
+from numpy.typing import NDArray
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import metrics
 
 BEGIN_MARK = "<!-- table:begin -->"
 END_MARK = "<!-- table:end -->"
 
-_HEADER = "| file | opset | IR | parameters | bytes | float accuracy | sha256 |\n|---|---|---|---|---|---|---|\n"
+_HEADER = "| file | opset | IR | parameters | bytes | float result | sha256 |\n|---|---|---|---|---|---|---|\n"
 
 
-def describe(path: Path, split: DigitsSplit) -> str:
-    """One row of the table, with the accuracy measured on the test split."""
+@dataclass(frozen=True)
+class Measure:
+    """How a family of models is measured on its test data.
+
+    Attributes:
+        data: Name of the data files.
+        score: Of `metrics`.
+        text: The score as the table has it.
+    """
+
+    data: str
+    score: Callable[[dict[str, NDArray[Any]], NDArray[Any]], float]
+    text: Callable[[float], str]
+
+
+_ACCURACY = Measure("digits", metrics.accuracy, lambda score: f"{100 * score:.2f} % correct")
+_MEASURES: dict[str, Measure] = {}
+
+
+def measure_of(name: str) -> Measure:
+    """How a model file of this name is measured."""
+    return next((found for start, found in _MEASURES.items() if name.startswith(start)), _ACCURACY)
+
+
+def describe(path: Path, data: Path) -> str:
+    """One row of the table, with the result on the test split.
+
+    Args:
+        path: The model.
+        data: The folder of the data.
+    """
     model = onnx.load(path)
     opset = next(entry.version for entry in model.opset_import if entry.domain == "")
     parameters = sum(
@@ -30,14 +66,12 @@ def describe(path: Path, split: DigitsSplit) -> str:
     )
     content = path.read_bytes()
     digest = hashlib.sha256(content).hexdigest()
-    accuracy = 100.0 * _accuracy(path, split)
-    return (
-        f"| `{path.name}` | {opset} | {model.ir_version} | {parameters} | {len(content)} "
-        f"| {accuracy:.2f} % | `{digest}` |"
-    )
+    measure = measure_of(path.name)
+    result = measure.text(_score(path, measure, data))
+    return f"| `{path.name}` | {opset} | {model.ir_version} | {parameters} | {len(content)} | {result} | `{digest}` |"
 
 
-def update_readme(readme: Path, split: DigitsSplit) -> None:
+def update_readme(readme: Path) -> None:
     """Rewrite the table between the marks with the model files beside the README.
 
     Raises:
@@ -48,14 +82,17 @@ def update_readme(readme: Path, split: DigitsSplit) -> None:
         raise ValueError(f"{readme} lacks the marks {BEGIN_MARK} and {END_MARK}")
     before, rest = text.split(BEGIN_MARK, 1)
     after = rest.split(END_MARK, 1)[1]
-    rows = "\n".join(describe(path, split) for path in sorted(readme.parent.glob("*.onnx")))
+    rows = "\n".join(describe(path, readme.parent / "data") for path in sorted(readme.parent.glob("*.onnx")))
     table = f"{BEGIN_MARK}\n{_HEADER}{rows}\n{END_MARK}"
     readme.write_text(before + table + after, encoding="utf-8")
 
 
-def _accuracy(path: Path, split: DigitsSplit) -> float:
+def _score(path: Path, measure: Measure, data: Path) -> float:
     options = ort.SessionOptions()
     options.intra_op_num_threads = 1
     session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    logits = np.asarray(session.run([OUTPUT_NAME], {INPUT_NAME: split.test_images})[0])
-    return float((logits.argmax(axis=1) == split.test_labels).mean())
+    with np.load(data / f"{measure.data}_test.npz") as test:
+        feeds = {value.name: test[value.name] for value in session.get_inputs()}
+    names = [value.name for value in session.get_outputs()]
+    outputs = {name: np.asarray(value) for name, value in zip(names, session.run(names, feeds), strict=True)}
+    return measure.score(outputs, np.load(data / f"{measure.data}_test_labels.npy"))

@@ -12,10 +12,10 @@ import pytest
 import onnxq
 from onnxq.algos.weight.codes import decode, encode
 from onnxq.errors import GraphError
+from tests.bundled import FEED_FORWARD
 from tests.graphs import build, normal, run, session
 
 MODELS = Path(__file__).resolve().parents[2] / "models"
-FILES = sorted(MODELS.glob("*.onnx"))
 DENSE = "g (float[N,12] x) => (float[N,6] y) { [n] y = MatMul(x, W) }"
 
 
@@ -25,7 +25,7 @@ def accuracy(model: onnx.ModelProto) -> float:
     return float((session(model, optimize=True).run(None, images)[0].argmax(axis=1) == labels).mean())
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda p: p.stem)
+@pytest.mark.parametrize("path", FEED_FORWARD, ids=lambda p: p.stem)
 def test_bundled_models_are_as_good_with_eight_bits_and_no_data(path: Path) -> None:
     result = onnxq.quantize(path, recipe={"scheme": "weight_only"})
     before, after = accuracy(onnx.load(path)), accuracy(result.model)
