@@ -42,6 +42,10 @@ class TrainingError(OnnxqError):
     """Training cannot start or go on: no training runtime, a worker that died, artifacts that do not fit."""
 
 
+class ManifestError(OnnxqError):
+    """The manifest of a zoo of models, or its baseline, is wrong."""
+
+
 class PassError(OnnxqError):
     """A pass failed; the message names it and its position."""
 

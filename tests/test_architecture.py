@@ -73,7 +73,7 @@ LAYERS: dict[str, set[str]] = {
     "report": CORE | {"passes._base", "passes._inputs", "result", "pipeline", "instruments", "ascend", "report"},
     "tune": CORE | {"passes", "pipeline", "stages", "instruments", "report", "tune"},
     "qat": CORE | {"passes", "pipeline", "instruments", "result", "report", "pruning", "qat"},
-    "zoo": CORE | {"pipeline", "instruments", "report", "tune", "zoo"},
+    "zoo": CORE | {"_recipe", "pipeline", "instruments", "result", "ascend", "report", "tune", "dialects", "zoo"},
     "dialects": {*BASE, "", "recipe", "plan", "factors", "calib.readers", "pipeline", "result", "dialects"}
     | {"stages", "live", "ascend", "tune", "shapes", "report", "qat", "runtime"},
     "cli": {*BASE, "", "recipe", "plan", "targets", "pipeline", "instruments", "pruning", "cli"}

@@ -22,8 +22,15 @@ _Loader.add_implicit_resolver(
 )
 
 
-def read_mapping(path: Path) -> dict[str, object]:
+_RECIPE = "a recipe is a mapping, such as 'target: ort'"
+
+
+def read_mapping(path: Path, *, what: str = _RECIPE) -> dict[str, object]:
     """Read a recipe file; a name that ends in ``.json`` is JSON, anything else YAML.
+
+    Args:
+        path: The file.
+        what: What it must be, for the message where it is something else.
 
     Raises:
         RecipeError: If the file cannot be read or parsed, holds a key twice, or is not a mapping.
@@ -34,16 +41,17 @@ def read_mapping(path: Path) -> dict[str, object]:
         raise RecipeError(f"{path}: cannot be read: {err.strerror or err}") from err
     except UnicodeDecodeError as err:
         raise RecipeError(f"{path}: is not UTF-8 text ({err.reason} at byte {err.start})") from err
-    return parse_mapping(text, source=str(path), is_json=path.suffix.lower() == ".json")
+    return parse_mapping(text, source=str(path), is_json=path.suffix.lower() == ".json", what=what)
 
 
-def parse_mapping(text: str, *, source: str, is_json: bool = False) -> dict[str, object]:
+def parse_mapping(text: str, *, source: str, is_json: bool = False, what: str = _RECIPE) -> dict[str, object]:
     """Parse the text of a recipe.
 
     Args:
         text: YAML or JSON.
         source: Where it comes from, for messages.
         is_json: Read it as strict JSON.
+        what: What it must be, for the message where it is something else.
 
     Raises:
         RecipeError: If it cannot be parsed, holds a key twice, or is not a mapping.
@@ -61,7 +69,7 @@ def parse_mapping(text: str, *, source: str, is_json: bool = False) -> dict[str,
         raise RecipeError(f"{source}: line {err.lineno}, column {err.colno}: {err.msg}") from err
     if not isinstance(content, dict):
         found = "nothing" if content is None else f"a {type(content).__name__}"
-        raise RecipeError(f"{source}: holds {found}; a recipe is a mapping, such as 'target: ort'")
+        raise RecipeError(f"{source}: holds {found}; {what}")
     return content
 
 

@@ -66,6 +66,8 @@ class Evaluation:
         samples: Use the first so many; None for all.
         batch: Samples at a time, where the model takes any batch.
         threads: Threads of ONNX Runtime; 0 for all cores.
+        optimize: Run models as ONNX Runtime does it best; otherwise other models than the float one are run as they
+            are written: the same numbers on every processor, and not those of its integer kernels.
     """
 
     data: DataLike
@@ -76,6 +78,7 @@ class Evaluation:
     samples: int | None = None
     batch: int = 8
     threads: int = 0
+    optimize: bool = True
 
     def prepare(self, float_graph: GraphModel, *, progress: Progress | None = None) -> Scorer:
         """Run the float model and keep what other models are compared with.
@@ -194,6 +197,7 @@ class Scorer:
         progress: Progress | None,
     ) -> None:
         self._threads = evaluation.threads
+        self._optimize = evaluation.optimize
         self._measure = measure
         self._float = float_graph
         self._feeds = feeds
@@ -217,7 +221,7 @@ class Scorer:
             DataError: If a function of the user's fails.
             ModelError: If ONNX Runtime cannot load it.
         """
-        session = make_session(graph, threads=self._threads, source="the quantized model")
+        session = make_session(graph, threads=self._threads, optimize=self._optimize, source="the quantized model")
         meter = self._measure.meter()
         for number, (first, feed) in enumerate(self._feeds):
             outputs = _run(session, feed)
