@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from onnxq.algos.weight.rtn import BlockMatrix
+
 _PIECE = 1 << 22
 """Weights that are worked on at a time."""
 
@@ -16,10 +18,10 @@ class BlockCodes:
     """A matrix of N outputs and K inputs in blocks of `size` inputs: ``real = (code - zero_point) * scale``.
 
     Attributes:
-        bits: 4 or 8.
+        bits: 2, 4 or 8.
         size: Weights of a block, a power of 2 from 16; the last block of an output is filled up with zero points.
         inputs: K.
-        codes: uint8, shape (N, blocks, size * bits / 8); of 4 bits, the first code of a byte is the lower half.
+        codes: uint8, shape (N, blocks, size * bits / 8); the first code of a byte is in its lowest bits.
         scale: float32, shape (N, blocks).
         zero_point: uint8, shape (N, blocks * bits / 8 rounded up), packed as the codes are.
     """
@@ -87,16 +89,53 @@ def _encode(
     return values.astype(np.uint8), scale, zero.astype(np.uint8)
 
 
+def pack_blocks(matrix: BlockMatrix, bits: int) -> BlockCodes:
+    """Codes that were chosen elsewhere, as MatMulNBits takes them.
+
+    Args:
+        matrix: Codes, scales and zero points, in blocks of a power of 2 from 16.
+        bits: 2, 4 or 8, at least the width of the codes.
+
+    Raises:
+        ValueError: If the codes or the blocks do not fit.
+    """
+    size, (outputs, inputs) = matrix.shape.size, matrix.codes.shape
+    if bits not in (2, 4, 8) or bits < matrix.shape.bits or size < 16 or size & (size - 1):
+        raise ValueError(f"codes of {matrix.shape.bits} bits in blocks of {size} as {bits} bits: no such MatMulNBits")
+    blocks = matrix.scale.shape[1]
+    padded = np.repeat(matrix.zero_point[:, -1:], blocks * size, axis=1)
+    padded[:, :inputs] = matrix.codes
+    codes = _packed(padded.reshape(outputs, blocks, size), bits)
+    return BlockCodes(bits, size, inputs, codes, matrix.scale, pack_rows(matrix.zero_point, bits))
+
+
+def pack_rows(values: NDArray[np.uint8], bits: int) -> NDArray[np.uint8]:
+    """Codes along the last axis in bytes, the first one in the lowest bits; rows are filled up with zeros.
+
+    Args:
+        values: uint8, below ``2**bits``, any shape.
+        bits: 2, 4 or 8.
+    """
+    return _packed(values, bits)
+
+
 def _packed(values: NDArray[np.uint8], bits: int) -> NDArray[np.uint8]:
-    """Pairs of codes along the last axis in one byte each, where they have 4 bits."""
+    """Neighbours along the last axis in one byte each, where they have 2 or 4 bits."""
     if bits == 8:
         return values
-    if values.shape[-1] % 2:
-        values = np.concatenate([values, np.zeros((*values.shape[:-1], 1), np.uint8)], -1)
-    return values[..., ::2] | values[..., 1::2] << np.uint8(4)
+    together = 8 // bits
+    missing = -values.shape[-1] % together
+    if missing:
+        values = np.concatenate([values, np.zeros((*values.shape[:-1], missing), np.uint8)], -1)
+    stored: NDArray[np.uint8] = values[..., ::together].copy()
+    for place in range(1, together):
+        stored |= values[..., place::together] << np.uint8(place * bits)
+    return stored
 
 
 def _unpacked(stored: NDArray[np.uint8], bits: int) -> NDArray[np.uint8]:
     if bits == 8:
         return stored
-    return np.stack([stored & np.uint8(15), stored >> np.uint8(4)], -1).reshape(*stored.shape[:-1], -1)
+    mask = np.uint8((1 << bits) - 1)
+    places = [stored >> np.uint8(place * bits) & mask for place in range(8 // bits)]
+    return np.stack(places, -1).reshape(*stored.shape[:-1], -1)
