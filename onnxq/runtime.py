@@ -206,9 +206,12 @@ def trace(
         for key, value in (("file_name", "optimized.data"), ("min_size_in_bytes", "1024")):
             options.add_session_config_entry(f"session.optimized_model_external_initializers_{key}", value)
         session = Session(_load(content, options, source, folder), source, folder)
-        for number in range(warm_up + runs):
-            session.run(None, feeds[number % len(feeds)])
-        events = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
+        try:
+            for number in range(warm_up + runs):
+                session.run(None, feeds[number % len(feeds)])
+        finally:
+            written = Path(session.end_profiling())
+        events = json.loads(written.read_text(encoding="utf-8"))
         executed = onnx.load(str(Path(scratch) / "optimized.onnx"), load_external_data=False)
     return Trace(tuple(events), executed, warm_up)
 

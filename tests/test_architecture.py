@@ -70,7 +70,8 @@ LAYERS: dict[str, set[str]] = {
     "packing": BASE | {"_graph.wire", "algos", "packing"},
     "shapes": CORE | {"pipeline"},
     "ascend": CORE | {"passes", "pipeline", "instruments", "stages", "ascend"},
-    "report": CORE | {"passes._base", "passes._inputs", "result", "pipeline", "instruments", "ascend", "report"},
+    "report": CORE | {"result", "pipeline", "instruments", "ascend", "report"}
+    | {"passes._base", "passes._inputs", "passes.assign_names"},
     "tune": CORE | {"passes", "pipeline", "stages", "instruments", "report", "tune"},
     "qat": CORE | {"passes", "pipeline", "instruments", "result", "report", "pruning", "qat"},
     "zoo": CORE | {"_recipe", "pipeline", "instruments", "result", "ascend", "report", "tune", "dialects", "zoo"},

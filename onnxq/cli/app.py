@@ -15,7 +15,21 @@ import typer
 from typer.core import TyperGroup
 
 from onnxq._version import __version__
-from onnxq.cli import amct, compare, converter, demo, inspect, pack, prune, qat, quantize, recipe, report
+from onnxq.cli import (
+    amct,
+    benchmark,
+    compare,
+    converter,
+    demo,
+    inspect,
+    pack,
+    prune,
+    qat,
+    quantize,
+    recipe,
+    report,
+    zoo,
+)
 from onnxq.errors import OnnxqError
 
 BAD_INPUT = 2
@@ -95,7 +109,9 @@ app.command("prune")(prune.prune)
 app.command("inspect")(inspect.inspect)
 app.command("compare")(compare.compare)
 app.command("report")(report.report)
+app.command("benchmark")(benchmark.benchmark)
 app.add_typer(recipe.app, name="recipe")
+app.add_typer(zoo.app, name="zoo")
 app.add_typer(amct.app, name="amct")
 app.add_typer(qat.app, name="qat")
 app.command("converter_lite")(converter.converter_lite)

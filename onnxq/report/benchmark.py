@@ -13,6 +13,7 @@ from pathlib import Path
 from onnxq.calib.feeds import Feed
 from onnxq.errors import DataError
 from onnxq.graph import GraphModel
+from onnxq.report.benchmark_feeds import converted
 from onnxq.runtime import make_session, thread_count
 
 CONFIDENCE = 0.95
@@ -133,9 +134,9 @@ class Ratio:
 
     @property
     def verdict(self) -> str:
-        """Whether the difference is more than chance: faster, slower or same."""
+        """Whether the difference is more than chance: faster, slower or unclear."""
         if self.interval.coverage < CONFIDENCE or self.interval.low <= 1.0 <= self.interval.high:
-            return "same"
+            return "unclear"
         return "faster" if self.median < 1.0 else "slower"
 
     def to_dict(self) -> dict[str, object]:
@@ -192,6 +193,10 @@ class Clock:
     rest: Callable[[float], None] = time.sleep
 
 
+CLOCK = Clock()
+"""The machine's."""
+
+
 def benchmark(
     models: Sequence[Path | GraphModel],
     feeds: Sequence[Feed],
@@ -201,13 +206,13 @@ def benchmark(
     warm_up: int = WARM_UP,
     names: Sequence[str] = (),
     samples: int = 1,
-    clock: Clock = Clock(),
+    clock: Clock = CLOCK,
     progress: Progress = lambda what, done, total: None,
 ) -> Benchmark:
     """Run models in turn, A B A B, and time them.
 
     Args:
-        models: Models that take the same feeds.
+        models: Models with inputs of the same names.
         feeds: Taken in turn; in one round all models get the same ones.
         threads: Threads of ONNX Runtime; 0 for all cores.
         rounds: How many turns each model has.
@@ -225,7 +230,8 @@ def benchmark(
         raise DataError("a benchmark needs one model, one feed and one round at least")
     titles = list(names) or [str(m) if isinstance(m, Path) else f"model {k}" for k, m in enumerate(models, 1)]
     sessions = [make_session(m, threads=threads, source=t) for m, t in zip(models, titles, strict=True)]
-    runs = [[partial(session.run, None, feed) for feed in feeds] for session in sessions]
+    own = [converted(feeds, session.inputs, title) for session, title in zip(sessions, titles, strict=True)]
+    runs = [[partial(session.run, None, feed) for feed in mine] for session, mine in zip(sessions, own, strict=True)]
     turns, repeats = alternate(runs, rounds=rounds, warm_up=warm_up, clock=clock, progress=progress)
     timings = [Timing(*facts, samples) for facts in zip(titles, map(tuple, turns), repeats, strict=True)]
     return Benchmark(tuple(timings), thread_count(threads), warm_up)
@@ -236,7 +242,7 @@ def alternate(
     *,
     rounds: int,
     warm_up: int = WARM_UP,
-    clock: Clock = Clock(),
+    clock: Clock = CLOCK,
     progress: Progress = lambda what, done, total: None,
 ) -> tuple[list[list[float]], list[int]]:
     """Call functions in turn.

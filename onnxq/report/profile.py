@@ -20,6 +20,10 @@ import onnx
 from onnxq.calib.feeds import Feed
 from onnxq.graph import GraphModel
 from onnxq.modelio import load_model
+from onnxq.passes._base import PassManager
+from onnxq.passes.assign_names import AssignNames
+from onnxq.pipeline import context_for, run_passes
+from onnxq.recipe import Recipe
 from onnxq.report.origins import Origins
 from onnxq.runtime import Trace, trace
 
@@ -46,6 +50,11 @@ class KernelKind(Enum):
     """With floats just made of codes, and its weights were codes or codes are made of it again: it was not fused."""
     FLOAT = "float"
     """With floats, or anything else."""
+
+    @property
+    def integer(self) -> bool:
+        """Whether codes are used without being turned into floats first."""
+        return self in (KernelKind.INTEGER, KernelKind.CODED_WEIGHTS, KernelKind.CODES)
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,8 +198,20 @@ def profile_model(
         DataError: If ONNX Runtime refuses a feed, or there is none.
     """
     source = str(graph) if isinstance(graph, Path) else "the model"
-    traced = trace(graph, feeds, threads=threads, runs=runs, warm_up=warm_up, source=source)
-    return profile_of(traced, graph if isinstance(graph, GraphModel) else load_model(graph))
+    model = load_model(graph) if isinstance(graph, Path) else graph
+    named = _named(model)
+    executed = graph if named is model else named
+    traced = trace(executed, feeds, threads=threads, runs=runs, warm_up=warm_up, source=source)
+    return profile_of(traced, named)
+
+
+def _named(graph: GraphModel) -> GraphModel:
+    """The graph, or a copy where nodes lack a name of their own; those get the names that they have in reports."""
+    if len({node.name for node in graph.nodes()} - {""}) == len(graph.nodes()):
+        return graph
+    named = graph.copy()
+    run_passes(PassManager([AssignNames()]), named, context_for(Recipe(), None, 1, None))
+    return named
 
 
 def profile_of(traced: Trace, graph: GraphModel) -> Profile:
