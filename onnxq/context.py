@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from onnxq.algos.moments import Moments
     from onnxq.algos.weight.codes import WeightCodes
     from onnxq.algos.weight.mixed_bit import FoundStep
+    from onnxq.calib.known import KnownStats
     from onnxq.calib.readers import Reader
     from onnxq.factors import LayerFactors
     from onnxq.graph import GraphModel
@@ -35,6 +36,7 @@ class QuantContext:
         reader: The calibration data, or None where nothing needs any.
         plan: Which nodes and tensors are quantized, and how.
         stats: Statistics of tensors by name.
+        known: Statistics of the same graph that were measured before, and are added to; None where nobody asks twice.
         ranges: Smallest and largest real of a group of activations, where a pass has decided it.
         params: Scale and zero point by tensor name, for activations, weights and biases.
         factors: The numbers by layer, for targets that want them so.
@@ -64,6 +66,7 @@ class QuantContext:
     reader: Reader | None = None
     plan: Plan | None = None
     stats: dict[str, TensorStats] = field(default_factory=dict)
+    known: KnownStats | None = None
     ranges: dict[str, tuple[float, float]] = field(default_factory=dict)
     params: dict[str, QuantParams] = field(default_factory=dict)
     factors: dict[str, LayerFactors] = field(default_factory=dict)

@@ -152,7 +152,7 @@ def preparation(recipe: Recipe, target: Target, *, select: bool = True) -> list[
         RecipeError: If the recipe asks for something that does not go together.
     """
     passes: list[Pass] = [
-        UpgradeOpset(*_opsets(recipe, target)),
+        UpgradeOpset(*opsets(recipe, target)),
         AssignNames(),
         LiftConstants(),
         FoldConstants(),
@@ -190,10 +190,28 @@ def measurement(recipe: Recipe) -> list[Pass]:
     Args:
         recipe: What is wanted.
     """
-    passes: list[Pass] = []
-    if recipe.balance is not None or any(rule.balance is not None for rule in recipe.rules):
-        passes += [CalibrateChannels(), BalanceDmq(), SelectLayers()]
-    passes.append(Calibrate(channels=recipe.equalize.depthwise))
+    return [*balancing(recipe), *calibration(recipe)]
+
+
+def balancing(recipe: Recipe) -> list[Pass]:
+    """The passes that move uneven channels into the weights, where the recipe wants that; they need a plan.
+
+    Args:
+        recipe: What is wanted.
+    """
+    if recipe.balance is None and all(rule.balance is None for rule in recipe.rules):
+        return []
+    return [CalibrateChannels(), BalanceDmq(), SelectLayers()]
+
+
+def calibration(recipe: Recipe, also: Sequence[Plan] = ()) -> list[Pass]:
+    """The passes that run the model over the data; they need a plan.
+
+    Args:
+        recipe: What is wanted.
+        also: Plans of other recipes, whose activations are measured in the same run.
+    """
+    passes: list[Pass] = [Calibrate(channels=recipe.equalize.depthwise, also=tuple(also))]
     if recipe.equalize.depthwise:
         passes.append(SpreadChannels())
     return passes
@@ -241,7 +259,7 @@ def _refinement(step: RefineStep) -> Pass:
     raise RecipeError(f"refine: {step.kind} is not available in this version; use bias_correction")
 
 
-def _opsets(recipe: Recipe, target: Target) -> tuple[int, int]:
+def opsets(recipe: Recipe, target: Target) -> tuple[int, int]:
     """The operator set wanted, and the oldest one that will do."""
     if isinstance(recipe.scheme, WeightOnly):
         return stored_opsets(recipe, recipe.scheme, target)
@@ -282,10 +300,37 @@ def quantize(
     original = graph.copy()
     reader, notes = reader_for(graph, data, recipe_)
     ctx = context_for(recipe_, reader, threads, progress)
-    prepared = _Prepared()
-    observers = (*instruments, _Digest(original, source, reader), prepared)
+    manager = build(recipe_, ctx.target, instruments=instruments)
+    return carry_out(manager, graph, ctx, original=original, source=source, notes=notes)
+
+
+def carry_out(
+    manager: PassManager,
+    graph: GraphModel,
+    ctx: QuantContext,
+    *,
+    original: GraphModel,
+    source: Path | None,
+    notes: tuple[str, ...] = (),
+) -> Result:
+    """Run all passes of a quantization and say what it gave.
+
+    Args:
+        manager: The passes; the last ones write the numbers into the graph.
+        graph: The float model, or what the passes begin with; it becomes the quantized one.
+        ctx: The context of the run.
+        original: The float model as it came.
+        source: The file it came from.
+        notes: What a user should know besides.
+
+    Raises:
+        OnnxqError: If the model, the data or the recipe cannot be used.
+    """
+    reader = ctx.reader if isinstance(ctx.reader, CheckedReader) else None
+    prepared = KeepPrepared()
+    observers = (*manager.instruments, _Digest(original, source, reader), prepared)
     try:
-        run_passes(build(recipe_, ctx.target, instruments=observers), graph, ctx)
+        run_passes(PassManager(manager.passes, observers, manager.initial), graph, ctx)
     except DataError:
         if reader is None:
             inputs_of(graph)  # says so where no data can be given
@@ -337,7 +382,7 @@ def result_of(
     )  # fmt: skip
 
 
-class _Prepared(Instrument):
+class KeepPrepared(Instrument):
     """Keeps the float model as it is before the first pass that writes numbers into it."""
 
     def __init__(self) -> None:

@@ -27,6 +27,7 @@ NET = """g (float[N,3,8,8] x) => (float[N,4] y) {
     [pool] p = GlobalAveragePool (r)
     [flat] f = Flatten (p)
     [fc] y = Gemm (f, W2) }"""
+MODELS = Path(__file__).parents[1] / "models"
 AMCT = {"target": "ascend", "activations": {"method": "ifmr"}, "refine": [], "equalize": {"depthwise": False}}
 
 
@@ -97,6 +98,144 @@ def test_what_was_done_before_measuring_cannot_differ() -> None:
     measured = stages.measure(net(), data(), recipe=AMCT)
     with pytest.raises(RecipeError, match="fuse: differs from the recipe that the model was measured for"):
         measured.choose(AMCT | {"fuse": {"batchnorm": False}})
+
+
+def trained(name: str) -> tuple[onnx.ModelProto, dict[str, np.ndarray]]:
+    with np.load(MODELS / "data" / "digits_calib.npz") as calib:
+        return onnx.load(MODELS / f"{name}.onnx"), {n: calib[n][:24] for n in calib.files}
+
+
+def content(result: onnxq.Result) -> list[bytes]:
+    graphs = [result.graph, *([] if result.twin is None else [result.twin])]
+    return [graph.to_proto().SerializeToString() for graph in graphs]
+
+
+RECIPES: dict[str, dict[str, object]] = {
+    "default": {},
+    "per tensor": {"weights": {"granularity": "per_tensor", "bits": 4}, "refine": []},
+    "minmax": {"activations": {"method": "minmax"}},
+    "percentile": {"activations": {"method": "percentile", "symmetric": True}},
+    "peaks": {"activations": {"method": "avg"}},
+    "16 bits": {"activations": {"bits": 16}},
+}
+
+
+@pytest.mark.parametrize(
+    ("model", "target", "names"),
+    [
+        ("digits_cnn", "ort", (*RECIPES, "dynamic", "weights")),
+        ("digits_mobilenet", "ort", ("default", "minmax", "per tensor")),
+        ("digits_transformer", "ort", ("default", "percentile", "weights")),
+        ("digits_cnn", "tensorrt", ("default", "minmax")),
+        ("digits_mobilenet", "qnn", ("default", "peaks")),
+        ("digits_mobilenet", "ascend", ("default", "per tensor")),
+    ],
+)
+def test_quantizing_what_is_measured_gives_the_bytes_of_quantize(
+    model: str, target: str, names: tuple[str, ...]
+) -> None:
+    proto, calib = trained(model)
+    known = RECIPES | {"dynamic": {"scheme": "dynamic"}, "weights": {"scheme": "weight_only"}}
+    recipes = [known[name] | {"target": target} for name in names]
+    measured = stages.measure(proto, calib, recipe=recipes[0], also=recipes[1:])
+    for recipe in (*recipes, recipes[0]):
+        expected, found = onnxq.quantize(proto, calib, recipe=recipe), measured.quantize(recipe)
+        assert content(found) == content(expected), recipe
+        assert (found.notes, found.samples, found.plan) == (expected.notes, expected.samples, expected.plan)
+        assert [r.name for r in found.reports] == [r.name for r in expected.reports]
+        assert found.original is not None
+    assert measured.quantize().recipe == onnxq.Recipe.from_dict(recipes[0])
+
+
+def test_layers_left_float_have_the_same_numbers_elsewhere() -> None:
+    proto, calib = trained("digits_cnn")
+    recipe = {"skip": ["Add"]}  # the runtime adds up inside a convolution there, and rounds in another place
+    expected = onnxq.quantize(proto, calib, recipe=recipe)
+    found = stages.measure(proto, calib).quantize(recipe)
+    assert found.params.keys() == expected.params.keys()
+    for key, params in expected.params.items():
+        np.testing.assert_allclose(found.params[key].scale, params.scale, rtol=1e-6)
+        np.testing.assert_array_equal(found.params[key].zero_point, params.zero_point)
+
+
+class Runs:
+    """Data that count how often they are read."""
+
+    def __init__(self, calib: dict[str, np.ndarray]) -> None:
+        self.calib = calib
+        self.count = 0
+
+    def __iter__(self) -> Iterator[dict[str, np.ndarray]]:
+        self.count += 1
+        yield self.calib
+
+
+def test_what_other_recipes_need_is_measured_in_the_same_run() -> None:
+    wanted = {"activations": {"method": "kl"}, "refine": []}
+    runs = Runs(data())
+    measured = stages.measure(net(), runs, recipe={"activations": {"method": "minmax"}, "refine": []}, also=[wanted])
+    before = runs.count
+    result = measured.quantize(wanted)
+    assert runs.count == before
+    assert content(result) == content(onnxq.quantize(net(), data(), recipe=wanted))
+
+
+def test_what_nobody_named_is_measured_once_when_it_is_asked_for() -> None:
+    wanted = {"activations": {"method": "kl"}, "refine": []}
+    runs = Runs(data())
+    measured = stages.measure(net(), runs, recipe={"activations": {"method": "minmax"}, "refine": []})
+    before = runs.count
+    first, second = measured.quantize(wanted), measured.quantize(wanted)
+    assert runs.count > before
+    assert content(first) == content(second) == content(onnxq.quantize(net(), data(), recipe=wanted))
+    again = runs.count
+    measured.quantize(wanted)
+    assert runs.count == again
+
+
+def test_what_has_to_be_measured_needs_data() -> None:
+    measured = stages.measure(net(), data(), recipe={"activations": {"method": "minmax"}, "refine": []})
+    measured.context.reader = None
+    assert measured.quantize().changed
+    with pytest.raises(DataError, match="need calibration data"):
+        measured.quantize({"activations": {"method": "kl"}})
+
+
+@pytest.mark.parametrize(
+    ("change", "part"),
+    [
+        ({"target": "qnn"}, "target"),
+        ({"equalize": {"enabled": True}}, "equalize"),
+        ({"balance": {}}, "balance"),
+        ({"rules": [{"match": {"node": "fc"}, "balance": {}}]}, r"rules \(balance, prune\)"),
+    ],
+)
+def test_recipes_for_another_float_model_are_refused(change: dict[str, object], part: str) -> None:
+    measured = stages.measure(net(), data())
+    with pytest.raises(RecipeError, match=f"{part}: differs from the recipe"):
+        measured.quantize(change)
+    with pytest.raises(RecipeError, match=f"{part}: differs from the recipe"):
+        stages.measure(net(), data(), also=[change])
+    with pytest.raises(RecipeError, match="takes no measured numbers; use quantize"):
+        measured.choose({"scheme": "dynamic"})
+
+
+def test_balanced_models_keep_their_balance() -> None:
+    recipe = {"balance": {}, "refine": []}
+    measured = stages.measure(net(), data(), recipe=recipe)
+    assert content(measured.quantize()) == content(onnxq.quantize(net(), data(), recipe=recipe))
+    rest = measured.quantize(recipe | {"skip": ["c1"]})
+    assert [d.role for d in rest.plan.decisions if d.node == "c1"] == ["float"]
+
+
+def test_numbers_are_chosen_for_every_target() -> None:
+    chosen = stages.measure(net(), data()).choose()
+    assert chosen.factors == {}
+    assert {w.key for w in chosen.plan.weights} <= chosen.params.keys()
+    assert chosen.prepared is not None
+    expected, found = (run(g.to_proto(), data())["y"] for g in (chosen.prepared, chosen.graph))
+    np.testing.assert_allclose(run(net(), data())["y"], expected, rtol=1e-4, atol=1e-5)
+    assert not np.array_equal(expected, found)  # biases are corrected in the other one
 
 
 def test_factors_of_unknown_layers_are_refused() -> None:

@@ -34,8 +34,6 @@ from onnxq.stats import BINS, MIN_EXPONENT, Histogram, RoundPeaks, RoundQuantile
 BATCH_BYTES = 1 << 22
 """A batch grows until the tensors of interest take about this much: beyond, it no longer fits the caches."""
 LARGEST_BATCH = 32
-_SINGLE = StatKind.QUANTILES | StatKind.PEAKS | StatKind.OBSERVED
-"""What is asked of every sample by itself."""
 
 OnSamples = Callable[[int], None]
 """Is told the number of samples done so far."""
@@ -262,7 +260,7 @@ class Collector:
         size = self.batch or batching(self.inputs).fixed
         if any(point.batches for point in self.points) and not batching(self.inputs).fixed:
             return self._as_given(feeds)
-        if any(_SINGLE & point.kinds for point in self.points):
+        if any(point.singly for point in self.points):
             size = batching(self.inputs).fixed or 1
         if size:
             return rechunk(feeds, size, self.inputs)

@@ -27,6 +27,10 @@ class StatKind(Flag):
     """What observers of the user's want to see."""
 
 
+SINGLY = StatKind.QUANTILES | StatKind.PEAKS | StatKind.OBSERVED
+"""What is asked of every sample by itself."""
+
+
 @dataclass(frozen=True, slots=True)
 class StatisticPoint:
     """One tensor and what to measure of it.
@@ -49,3 +53,8 @@ class StatisticPoint:
     def batches(self) -> bool:
         """Whether observers want the batches that the data come in."""
         return any(request.batches for request in self.observers)
+
+    @property
+    def singly(self) -> bool:
+        """Whether the model is run another way for it than for a histogram: one sample at a time, or as they come."""
+        return bool(self.kinds & SINGLY)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, ClassVar
 
 from onnxq.algos.activation import method_info, shares_of
+from onnxq.calib.known import KnownStats, unite
 from onnxq.calib.points import StatisticPoint, StatKind
 from onnxq.errors import DataError
 from onnxq.graph import GraphModel
@@ -27,7 +28,8 @@ class Calibrate(Pass):
     """Runs the model over the calibration data once and writes ``ctx.stats`` for every planned activation.
 
     The session keeps all of ONNX Runtime's optimizations; only tensors that need numbers of their own
-    become outputs: what merely passes another tensor on takes that one's numbers.
+    become outputs: what merely passes another tensor on takes that one's numbers. What ``ctx.known`` holds is
+    taken from there.
 
     Given:
         a plan, and ``ctx.reader`` if the plan has activations.
@@ -37,9 +39,11 @@ class Calibrate(Pass):
     Attributes:
         channels: Measure the channels in front of depthwise convolutions, for SpreadChannels, and no
             histogram there.
+        also: Plans of other recipes: what they need is measured in the same run, for ``ctx.known``.
     """
 
     channels: bool = False
+    also: tuple[Plan, ...] = ()
 
     requires: ClassVar[frozenset[Fact]] = frozenset({Fact.PLAN})
     provides: ClassVar[frozenset[Fact]] = frozenset({Fact.STATS})
@@ -47,9 +51,12 @@ class Calibrate(Pass):
 
     def check(self, graph: GraphModel, ctx: QuantContext) -> None:
         """Raise `DataError` if data are needed and there are none."""
-        if ctx.plan is not None and ctx.plan.activations and ctx.reader is None:
+        plan = ctx.plan or Plan()
+        if not plan.activations or ctx.reader is not None:
+            return
+        if ctx.known is None or ctx.known.missing(_points(graph, plan, channels=self.channels), _clamped(plan)):
             raise DataError(
-                f"{len(ctx.plan.activations)} activations need calibration data and none were given; "
+                f"{len(plan.activations)} activations need calibration data and none were given; "
                 "give samples (--data), or ask for random ones by name (--random, calibration: {random: true})"
             )
 
@@ -60,15 +67,54 @@ class Calibrate(Pass):
             CalibrationError: If an activation holds NaN or infinity.
             DataError: If the data do not fit the model.
         """
-        points = list(_points(graph, ctx.plan or Plan(), channels=self.channels))
-        clamped = {a.tensor for a in (ctx.plan or Plan()).activations.values() if a.bounds[0] == 0}
-        ctx.stats = measure(graph, ctx, [p for p in points if not p.batches], nonnegative=clamped)
-        for name, seen in measure(graph, ctx, [p for p in points if p.batches], nonnegative=clamped).items():
-            both = (*(ctx.stats[name].observed or ()), *(seen.observed or ())) if name in ctx.stats else seen.observed
-            ctx.stats[name] = replace(ctx.stats.get(name, seen), observed=both)
+        plan = ctx.plan or Plan()
+        known = KnownStats() if ctx.known is None else ctx.known
+        clamped = _clamped(plan)
+        wanted = list(_points(graph, plan, channels=self.channels))
+        missing = known.missing(wanted, clamped)
+        for run in [p for p in missing if not p.batches], [p for p in missing if p.batches]:
+            self._measure(graph, ctx, known, unite([*run, *self._more(graph, known, clamped, run)]), clamped)
+        ctx.stats = {}
+        for point in wanted:
+            seen = known.take(point, clamped)
+            if seen is not None and point.tensor in ctx.stats:
+                both = (*(ctx.stats[point.tensor].observed or ()), *(seen.observed or ()))
+                seen = replace(ctx.stats[point.tensor], observed=both)
+            if seen is not None:
+                ctx.stats[point.tensor] = seen
         if not ctx.stats:
             return PassReport()
+        ctx.samples = known.samples
         return PassReport(notes=(f"{len(ctx.stats)} tensors measured over {ctx.samples} samples",))
+
+    def _more(
+        self, graph: GraphModel, known: KnownStats, clamped: frozenset[str], run: Sequence[StatisticPoint]
+    ) -> Iterator[StatisticPoint]:
+        """What other plans need and a run can measure without running the model in another way."""
+        if not run or any(point.singly for point in run):
+            return
+        for plan in self.also:
+            differing = clamped ^ _clamped(plan)
+            for point in known.missing(_points(graph, plan, channels=self.channels), clamped):
+                if point.tensor not in differing and not point.singly:
+                    yield point
+
+    def _measure(
+        self,
+        graph: GraphModel,
+        ctx: QuantContext,
+        known: KnownStats,
+        points: Sequence[StatisticPoint],
+        clamped: frozenset[str],
+    ) -> None:
+        known.add(points, measure(graph, ctx, points, nonnegative=clamped), clamped)
+        if points:
+            known.samples = ctx.samples
+
+
+def _clamped(plan: Plan) -> frozenset[str]:
+    """Names of the tensors without values below zero."""
+    return frozenset(a.tensor for a in plan.activations.values() if a.bounds[0] == 0)
 
 
 def _points(graph: GraphModel, plan: Plan, *, channels: bool) -> Iterator[StatisticPoint]:
