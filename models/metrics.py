@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 from numpy.typing import NDArray
 
 Outputs = Mapping[str, NDArray[Any]]
@@ -22,3 +23,16 @@ def accuracy(outputs: Outputs, labels: NDArray[Any]) -> float:
         labels: Class indexes, [N].
     """
     return float((outputs["logits"].argmax(axis=1) == labels).mean())
+
+
+def likelihood(outputs: Outputs, labels: NDArray[Any]) -> float:
+    """Mean logarithm, base 2, of the probability of the token that follows: minus the bits per token.
+
+    Args:
+        outputs: ``logits``, [N, tokens, vocabulary].
+        labels: The tokens that follow, [N, tokens].
+    """
+    logits = outputs["logits"].astype(np.float64)
+    logits -= logits.max(axis=-1, keepdims=True)
+    right = np.take_along_axis(logits, labels[..., np.newaxis], axis=-1)[..., 0]
+    return float((right - np.log(np.exp(logits).sum(axis=-1))).mean() / np.log(2))

@@ -28,7 +28,8 @@ FEED_FORWARD = [path for path in FILES if name_of(path) in ("digits_cnn", "digit
 
 def data_of(path: Path) -> str:
     """What the files of a model's data begin with."""
-    return name_of(path).partition("_")[0]
+    name = name_of(path)
+    return name.replace("_decoder", "") if name.startswith("sketch_") else name.partition("_")[0]
 
 
 def samples(path: Path, part: str = "calib", count: int | None = None) -> dict[str, NDArray[Any]]:

@@ -111,7 +111,8 @@ class GraphBuilder:
         (self.trainable if trained else self.running_stats).append(name)
         return self.constant(name, value)
 
-    def _normal(self, shape: Sequence[int], std: float) -> NDArray[Any]:
+    def normal(self, shape: Sequence[int], std: float) -> NDArray[Any]:
+        """Fresh numbers of a normal distribution around 0."""
         return self._rng.standard_normal(tuple(shape)) * std
 
     # --- convolutional layers
@@ -134,7 +135,7 @@ class GraphBuilder:
         in_channels, out_channels = channels
         shape = (out_channels, in_channels // group, kernel, kernel)
         std = math.sqrt(2.0 / (shape[1] * kernel * kernel))
-        inputs = [x, self.weight(f"{name}/weight", lambda: self._normal(shape, std))]
+        inputs = [x, self.weight(f"{name}/weight", lambda: self.normal(shape, std))]
         if bias:
             inputs.append(self.weight(f"{name}/bias", lambda: np.zeros(out_channels)))
         padding = kernel // 2 if kernel % 2 else 0
@@ -189,7 +190,7 @@ class GraphBuilder:
     def gemm_head(self, x: str, features: int, classes: int) -> None:
         """The final Gemm; its output is the output of the model."""
         std = math.sqrt(1.0 / features)
-        weight = self.weight("head/weight", lambda: self._normal((classes, features), std))
+        weight = self.weight("head/weight", lambda: self.normal((classes, features), std))
         bias = self.weight("head/bias", lambda: np.zeros(classes))
         node = helper.make_node("Gemm", [x, weight, bias], [OUTPUT_NAME], name="head", transB=1)
         self._nodes.append(node)
@@ -199,7 +200,7 @@ class GraphBuilder:
     def linear(self, x: str, name: str, features: tuple[int, int]) -> str:
         """MatMul followed by a bias Add, on the last axis."""
         std = math.sqrt(1.0 / features[0])
-        weight = self.weight(f"{name}/weight", lambda: self._normal(features, std))
+        weight = self.weight(f"{name}/weight", lambda: self.normal(features, std))
         bias = self.weight(f"{name}/bias", lambda: np.zeros(features[1]))
         product = self.node("MatMul", [x, weight], f"{name}/matmul")
         return self.node("Add", [product, bias], f"{name}/bias_add")

@@ -17,6 +17,7 @@ import digits_lstm
 import digits_mobilenet
 import digits_transformer
 import onnx
+import sketch_decoder
 from builder import INPUT_NAME, GraphBuilder, Weights
 from digits_data import CLASSES, IMAGE_SHAPE, DigitsSplit, load_split, write_data
 from readme_table import describe, update_readme
@@ -53,7 +54,7 @@ _NETWORKS = [
 
 
 _Maker = Callable[[DigitsSplit, Path], list[Path]]
-_MAKERS: dict[str, _Maker] = {module.NAME: module.make for module in (digits_lstm, digits_gru)}
+_MAKERS: dict[str, _Maker] = {module.NAME: module.make for module in (digits_lstm, digits_gru, sketch_decoder)}
 
 
 def _train(network: Network, split: DigitsSplit) -> Weights:

@@ -49,7 +49,7 @@ class NetBuilder(GraphBuilder):
         """Convolution with one kernel size for each spatial axis; odd kernels keep the size at stride 1."""
         shape = (channels[1], channels[0] // group, *kernel)
         std = math.sqrt(2.0 / math.prod(shape[1:]))
-        inputs = [x, self.weight(f"{name}/weight", lambda: self._normal(shape, std))]
+        inputs = [x, self.weight(f"{name}/weight", lambda: self.normal(shape, std))]
         if bias:
             inputs.append(self.weight(f"{name}/bias", lambda: np.zeros(channels[1])))
         return self.node(
@@ -67,7 +67,7 @@ class NetBuilder(GraphBuilder):
         """Transposed convolution that makes a picture `factor` times as large, without overlap."""
         shape = (*channels, factor, factor)
         std = math.sqrt(2.0 / channels[0])
-        weight = self.weight(f"{name}/weight", lambda: self._normal(shape, std))
+        weight = self.weight(f"{name}/weight", lambda: self.normal(shape, std))
         bias = self.weight(f"{name}/bias", lambda: np.zeros(channels[1]))
         size = [factor, factor]
         return self.node("ConvTranspose", [x, weight, bias], name, kernel_shape=size, strides=size)
@@ -75,7 +75,7 @@ class NetBuilder(GraphBuilder):
     def dense(self, x: str, name: str, features: tuple[int, int]) -> str:
         """Gemm of [N, features[0]] with a transposed weight."""
         std = math.sqrt(1.0 / features[0])
-        weight = self.weight(f"{name}/weight", lambda: self._normal((features[1], features[0]), std))
+        weight = self.weight(f"{name}/weight", lambda: self.normal((features[1], features[0]), std))
         bias = self.weight(f"{name}/bias", lambda: np.zeros(features[1]))
         return self.node("Gemm", [x, weight, bias], name, transB=1)
 
