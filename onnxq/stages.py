@@ -202,7 +202,7 @@ class _Form:
         return replace(
             ctx, recipe=recipe, reader=reader, seed=recipe.calibration.seed, plan=None, stats={}, ranges={}, params={},
             factors={}, moments=dict(ctx.moments), balance=dict(ctx.balance), kept=dict(ctx.kept), clusters={},
-            reports=list(ctx.reports), metadata={}, rounded={} if rounded is None else rounded,
+            reports=list(ctx.reports), metadata=dict(ctx.metadata), rounded={} if rounded is None else rounded,
         )  # fmt: skip
 
     def measure(self, recipes: Sequence[Recipe], reader: Reader | None) -> QuantContext:
@@ -285,7 +285,9 @@ def measure(
     forms: dict[tuple[int, int], _Form] = {}
     contexts: list[QuantContext] = []
     for sets, recipes in by_sets.items():
-        forms[sets] = _prepare(original.copy(), replace(ctx, reports=[], moments={}, balance={}, kept={}), sets)
+        forms[sets] = _prepare(
+            original.copy(), replace(ctx, reports=[], moments={}, balance={}, kept={}, metadata={}), sets
+        )
         contexts.append(forms[sets].measure(recipes, reader))
     graph = forms[opsets(recipe_, ctx.target)].graph
     if reader is not None:
