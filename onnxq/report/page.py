@@ -113,6 +113,42 @@ class Table:
 
 
 @dataclass(frozen=True, slots=True)
+class MatrixCell:
+    """One cell of a matrix.
+
+    Attributes:
+        text: What it shows.
+        detail: More about it, shown when it is pointed at; every line is kept.
+        heat: From -1, bad, to 1, good; 0 has no colour.
+        marked: Whether it is set off from the others.
+    """
+
+    text: str
+    detail: str = ""
+    heat: float = 0.0
+    marked: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Matrix:
+    """Names down and across with coloured cells where they meet; None where there is nothing to show.
+
+    Attributes:
+        title: What is shown.
+        rows: Name of each row.
+        columns: Name of each column.
+        cells: One cell per column for each row.
+        note: A line below.
+    """
+
+    title: str
+    rows: Sequence[str]
+    columns: Sequence[str]
+    cells: Sequence[Sequence[MatrixCell | None]]
+    note: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class Bar:
     """One bar.
 
@@ -309,7 +345,9 @@ class Folded:
     blocks: Sequence[Block]
 
 
-Block: TypeAlias = Text | Shares | Table | BarPlot | ScatterPlot | HistogramPlot | ChannelPlot | GraphView | Folded
+Block: TypeAlias = (
+    Text | Shares | Table | Matrix | BarPlot | ScatterPlot | HistogramPlot | ChannelPlot | GraphView | Folded
+)
 """What a section is made of."""
 
 

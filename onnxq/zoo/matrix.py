@@ -51,7 +51,7 @@ class Entry:
         model: Name of the model.
         recipe: Name of the recipe, with its target behind an ``@`` where it has several.
         file: The float model.
-        source: The recipe, or the file it is made of.
+        source: The recipe as a mapping, or the file it is made of.
         settings: What holds for it.
         target: The target, where it is not the recipe's.
         calibration: Calibration data; None where there are none.
@@ -65,7 +65,7 @@ class Entry:
     model: str
     recipe: str
     file: Path
-    source: Recipe | str
+    source: Mapping[str, object] | str
     settings: Effective
     target: TargetName | None = None
     calibration: Data | None = None
@@ -145,7 +145,7 @@ class _Expansion:
     # ---- models times recipes ------------------------------------------------------------------
 
     def _of_model(
-        self, name: str, model: ModelEntry, base: Entry, recipes: Mapping[str, Recipe | str]
+        self, name: str, model: ModelEntry, base: Entry, recipes: Mapping[str, Mapping[str, object] | str]
     ) -> Iterator[Entry]:
         for key, recipe in self._manifest.recipes.items():
             mine = self._any(("recipes", key, "models"), name), self._any(("recipes", key, "exclude"), name)
@@ -185,9 +185,9 @@ class _Expansion:
 
     # ---- files -----------------------------------------------------------------------------------
 
-    def _source(self, name: str, entry: RecipeEntry) -> Recipe | str:
+    def _source(self, name: str, entry: RecipeEntry) -> Mapping[str, object] | str:
         if entry.file is None:
-            return entry.recipe or Recipe()
+            return (entry.recipe or Recipe()).to_dict(defaults=False)
         try:
             text = self._expanded(entry.file)
         except _Missing as err:
@@ -215,7 +215,7 @@ class _Expansion:
                 if not optional:
                     self._problems.append(Problem(("models", name, key), str(err)))
         return Entry(
-            name, "", _path(found.get("model")) or Path(), Recipe(), Effective(()), None, found.get("calibration"),
+            name, "", _path(found.get("model")) or Path(), {}, Effective(()), None, found.get("calibration"),
             found.get("evaluation", Path()), _path(found.get("labels")), model.preprocess, model.bin_layout, skipped,
         )  # fmt: skip
 

@@ -34,7 +34,7 @@ def recipe_for(entry: Entry) -> Recipe:
         OnnxqError: If the model cannot be used.
     """
     source = entry.source
-    recipe = source if isinstance(source, Recipe) else _from_file(source, entry.file, entry.target)
+    recipe = _from_file(source, entry.file, entry.target) if isinstance(source, str) else Recipe.from_dict(source)
     if entry.target is not None:
         recipe = recipe.replace(target=entry.target)
     return _reading(recipe, entry.settings.samples, entry.preprocess)
