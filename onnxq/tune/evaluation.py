@@ -36,12 +36,13 @@ from onnxq.tune.metrics_builtin import (
     Top1,
     UserFunction,
     Users,
+    guide_for,
 )
 
 if TYPE_CHECKING:
     from onnxq.recipe import ImagePreprocess
 
-__all__ = ["METRICS", "Evaluation", "Metric", "Scorer"]
+__all__ = ["METRICS", "Evaluation", "Metric", "Rating", "Scorer"]
 
 METRICS = ("top1", "agreement", "sqnr", "kl", "perplexity")
 """Metrics that have a name; any other is ``path.py:function`` or ``module:function``."""
@@ -80,11 +81,12 @@ class Evaluation:
     threads: int = 0
     optimize: bool = True
 
-    def prepare(self, float_graph: GraphModel, *, progress: Progress | None = None) -> Scorer:
+    def prepare(self, float_graph: GraphModel, *, guided: bool = False, progress: Progress | None = None) -> Scorer:
         """Run the float model and keep what other models are compared with.
 
         Args:
             float_graph: The float model.
+            guided: Keep what `Scorer.rate` needs as well.
             progress: Is told how far it is.
 
         Raises:
@@ -94,7 +96,7 @@ class Evaluation:
         measure = self._measure()
         inputs = inputs_of(float_graph)
         reader = as_reader(self.data, inputs, preprocess=self.preprocess, layout=self.bin_layout, samples=self.samples)
-        return Scorer(self, measure, float_graph, _Feeds(reader, inputs, self.batch), progress)
+        return Scorer(self, measure, float_graph, _Feeds(reader, inputs, self.batch), progress, guided=guided)
 
     def _measure(self) -> Measure:
         labels = self._labels()
@@ -147,14 +149,14 @@ class _Feeds:
 
     def __init__(self, reader: CheckedReader, inputs: tuple[InputInfo, ...], batch: int) -> None:
         self.reader = reader
-        self._inputs = inputs
+        self.inputs = inputs
         self._batch = batch
         self._kept: list[tuple[int, Feed]] = []
         self._complete = self._too_many = False
 
     def rows(self, feed: Feed) -> int:
         """How many samples a feed holds."""
-        return sample_count(feed, batching(self._inputs).carried) or 1
+        return sample_count(feed, batching(self.inputs).carried) or 1
 
     def __iter__(self) -> Iterator[tuple[int, Feed]]:
         """Number of the first sample and feed of each batch, always the same."""
@@ -163,7 +165,7 @@ class _Feeds:
             return
         kept: list[tuple[int, Feed]] = []
         room, count = KEPT_MB << 20, 0
-        for first, feed in rechunk(self.reader, self._batch, self._inputs):
+        for first, feed in rechunk(self.reader, self._batch, self.inputs):
             count += 1
             room -= _bytes(feed)
             if room >= 0 and not self._too_many:
@@ -175,6 +177,36 @@ class _Feeds:
 
 def _bytes(arrays: Mapping[str, Array]) -> int:
     return sum(array.nbytes for array in arrays.values())
+
+
+@dataclass(frozen=True, slots=True)
+class Rating:
+    """What a model is worth, and what quantizing it did to the outputs.
+
+    Attributes:
+        score: By the metric.
+        damage: 0 where the outputs are the float model's, more the farther they are from them: the divergence of the
+            probabilities where there are scores of classes, else the noise over the signal.
+    """
+
+    score: float
+    damage: float
+
+
+@dataclass(frozen=True, slots=True)
+class _Kept:
+    """What was kept of the float model's outputs for one batch, for the metric and for the guide."""
+
+    metric: Mapping[str, Array]
+    guide: Mapping[str, Array]
+
+    @property
+    def nbytes(self) -> int:
+        return _bytes(self.metric) + _bytes(self.guide)
+
+    def copy(self) -> _Kept:
+        """The same in arrays of its own."""
+        return _Kept(*({name: array.copy() for name, array in part.items()} for part in (self.metric, self.guide)))
 
 
 class Scorer:
@@ -195,6 +227,8 @@ class Scorer:
         float_graph: GraphModel,
         feeds: _Feeds,
         progress: Progress | None,
+        *,
+        guided: bool = False,
     ) -> None:
         self._threads = evaluation.threads
         self._optimize = evaluation.optimize
@@ -202,7 +236,9 @@ class Scorer:
         self._float = float_graph
         self._feeds = feeds
         self._progress = progress
-        self._kept: list[dict[str, Array]] = []
+        self._guided = guided
+        self._guide: Measure | None = None
+        self._kept: list[_Kept] = []
         self._again: Session | None = None
         self.samples = 0
         self.metric: Metric = measure.metric
@@ -221,27 +257,58 @@ class Scorer:
             DataError: If a function of the user's fails.
             ModelError: If ONNX Runtime cannot load it.
         """
-        session = make_session(graph, threads=self._threads, optimize=self._optimize, source="the quantized model")
+        return self._scores(graph)[0]
+
+    def rate(self, graph: GraphModel) -> Rating:
+        """The score, and how far the outputs are from the float model's, in one run over the data.
+
+        Args:
+            graph: As for `score`.
+
+        Raises:
+            OnnxqError: As `score`; also if it was not prepared with ``guided``.
+        """
+        if self._guide is None:
+            raise DataError("the evaluation was not prepared for ratings; use prepare(graph, guided=True)")
+        score, found = self._scores(graph)
+        if math.isnan(found):
+            return Rating(score, math.inf)
+        # Of decibels what the noise is over the signal, so that damage is 0 for the float model in either case.
+        return Rating(score, 10.0 ** (-found / 10.0) if self._guide.metric.higher_is_better else found)
+
+    def sample(self) -> Feed:
+        """The first sample, alone."""
+        return next(feed for _, feed in rechunk(self._feeds.reader, 1, self._feeds.inputs))
+
+    def _scores(self, graph: GraphModel) -> tuple[float, float]:
+        """What the metric and the guide say."""
+        session = make_session(graph, threads=self._threads, source="the quantized model")
         meter = self._measure.meter()
+        guide = None if self._guide is None else self._guide.meter()
         for number, (first, feed) in enumerate(self._feeds):
             outputs = _run(session, feed)
-            meter.add(Batch(first, feed, outputs, self._kept_of(number, feed)))
+            kept = self._kept_of(number, feed)
+            meter.add(Batch(first, feed, outputs, kept.metric))
+            if guide is not None:
+                guide.add(Batch(first, feed, outputs, kept.guide))
             self._tell("evaluating", first)
         found = _result(meter)
-        return self.metric.worst if math.isnan(found) else found
+        return self.metric.worst if math.isnan(found) else found, math.nan if guide is None else _result(guide)
 
     def _of_float(self) -> float:
         session = make_session(self._float, threads=self._threads, source="the float model")
         meter, size, room = self._measure.meter(), 0, KEPT_MB << 20
         for first, feed in self._feeds:
             outputs = _run(session, feed)
-            kept = self._measure.keep(outputs)
-            if size + _bytes(kept) <= room:
-                size += _bytes(kept)
-                self._kept.append({name: array.copy() for name, array in kept.items()})
+            if self._guided and self._guide is None:
+                self._guide = guide_for(outputs)
+            kept = self._keep(outputs)
+            if size + kept.nbytes <= room:
+                size += kept.nbytes
+                self._kept.append(kept.copy())
             else:
                 room, self._again = 0, session
-            meter.add(Batch(first, feed, outputs, kept))
+            meter.add(Batch(first, feed, outputs, kept.metric))
             self.samples = first + self._feeds.rows(feed)
             self._tell("evaluating the float model", first)
         found = _result(meter)
@@ -249,12 +316,15 @@ class Scorer:
             raise DataError(f"metric {self.metric.name} of the float model is not a number (NaN)")
         return found
 
-    def _kept_of(self, number: int, feed: Feed) -> Mapping[str, Array]:
+    def _keep(self, outputs: Mapping[str, Any]) -> _Kept:
+        return _Kept(self._measure.keep(outputs), {} if self._guide is None else self._guide.keep(outputs))
+
+    def _kept_of(self, number: int, feed: Feed) -> _Kept:
         if number < len(self._kept):
             return self._kept[number]
         if self._again is None:
-            return {}
-        return self._measure.keep(_run(self._again, feed))
+            return _Kept({}, {})
+        return self._keep(_run(self._again, feed))
 
     def _check_count(self, evaluation: Evaluation) -> None:
         """Refuse more labels than samples: they belong to other data."""

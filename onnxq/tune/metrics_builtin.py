@@ -422,3 +422,10 @@ def _joined(name: str, parts: Sequence[Array]) -> Array:
         shapes = f"{list(parts[0].shape)} and {list(next(p.shape for p in parts if p.shape[1:] != parts[0].shape[1:]))}"
         raise DataError(f"output {name!r} has the shapes {shapes}: a metric of your own needs samples of one size")
     return np.concatenate(parts)
+
+
+def guide_for(outputs: Mapping[str, Any]) -> Measure:
+    """What tells small differences of two models apart: divergence where there are scores of classes, else noise."""
+    if any(scores_axis(value) is not None for value in outputs.values()):
+        return Divergence()
+    return Sqnr()
