@@ -20,6 +20,7 @@ from pydantic import Field, model_validator
 
 from onnxq._recipe.base import Flag, InvalidRecipe, Model, Name, Problem, plain
 from onnxq._recipe.load import parse_mapping, read_mapping
+from onnxq._recipe.low_bit import AWQ, AWQGPTQ, HQQ, RTN, BlockMethod
 from onnxq._recipe.methods import (
     AVG,
     EMD,
@@ -75,18 +76,23 @@ from onnxq._recipe.training import (
     TwoOfFour,
 )
 from onnxq.errors import nearest
+from onnxq.spec import QType
 
 __all__ = [
     "ARQ",
     "AVG",
+    "AWQ",
+    "AWQGPTQ",
     "EMD",
     "GPTQ",
     "HFMG",
+    "HQQ",
     "IFMR",
     "KL",
     "LSQ",
     "NUQ",
     "PACT",
+    "RTN",
     "ULQ",
     "AbsMax",
     "AbsoluteError",
@@ -97,6 +103,7 @@ __all__ = [
     "BalanceConfig",
     "BiasCorrection",
     "BinaryCrossEntropy",
+    "BlockMethod",
     "BlockShape",
     "Blockwise",
     "CalibrationConfig",
@@ -185,6 +192,8 @@ class Recipe(Model):
         for where, config in self._configs():
             if config.bits == 1 and not (isinstance(config, WeightConfig) and self.scheme.kind == "weight_only"):
                 raise ValueError(f"{where}.bits: 1 is for weights of scheme weight_only; use 2 to 16")
+            if config.type is not None and QType.parse(config.type).floating and self.scheme.kind != "static":
+                raise ValueError(f"{where}.type: {config.type} is for scheme static; use an integer type")
         return self
 
     def _configs(self) -> Iterator[tuple[str, TensorConfig]]:

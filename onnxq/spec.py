@@ -15,10 +15,10 @@ from onnxq.errors import RecipeError
 
 
 class QType(Enum):
-    """An integer container as ONNX names it, with its width and signedness.
+    """A type of codes as ONNX names it, with its width and signedness.
 
-    Widths without a container of their own (3, 5, 6, 7, 9..15 bits) are a container plus
-    `QuantSpec.bits`.
+    Widths without a container of their own (3, 5, 6, 7, 9..15 bits) are an integer container plus
+    `QuantSpec.bits`. Codes of the float8 types are floating point numbers themselves, kept as their bits in uint8.
     """
 
     INT2 = ("int2", 2, True)
@@ -30,6 +30,8 @@ class QType(Enum):
     INT16 = ("int16", 16, True)
     UINT16 = ("uint16", 16, False)
     INT32 = ("int32", 32, True)
+    FLOAT8E4M3FN = ("float8e4m3fn", 8, True)
+    FLOAT8E5M2 = ("float8e5m2", 8, True)
 
     def __init__(self, label: str, bits: int, signed: bool) -> None:
         self.label = label
@@ -37,13 +39,22 @@ class QType(Enum):
         self.signed = signed
 
     @property
+    def floating(self) -> bool:
+        """Whether codes are floating point numbers."""
+        return self in _FLOAT8_LARGEST
+
+    @property
     def bounds(self) -> tuple[int, int]:
-        """Smallest and largest code, both inclusive."""
+        """Smallest and largest code, both inclusive; of a float8 type the numbers that they stand for."""
+        if self.floating:
+            return (-_FLOAT8_LARGEST[self], _FLOAT8_LARGEST[self])
         return code_bounds(self.bits, signed=self.signed)
 
     @property
     def min_opset(self) -> int:
         """First opset whose QuantizeLinear and DequantizeLinear take this type."""
+        if self.floating:
+            return 19
         return {2: 25, 4: 21, 8: 10, 16: 21, 32: 10}[self.bits]
 
     @staticmethod
@@ -57,11 +68,11 @@ class QType(Enum):
             if member.label == label.lower():
                 return member
         names = ", ".join(m.label for m in QType)
-        raise RecipeError(f"unknown integer type {label!r}; known: {names}")
+        raise RecipeError(f"unknown type {label!r}; known: {names}")
 
     @staticmethod
     def container(bits: int, *, signed: bool) -> QType:
-        """Return the narrowest container that holds `bits` wide codes.
+        """Return the narrowest integer container that holds `bits` wide codes.
 
         Raises:
             RecipeError: If `bits` is outside 2..16.
@@ -69,7 +80,10 @@ class QType(Enum):
         if not 2 <= bits <= 16:
             raise RecipeError(f"a width of {bits} bits is not supported; use 2 to 16")
         width = next(w for w in (2, 4, 8, 16) if w >= bits)
-        return next(m for m in QType if m.bits == width and m.signed == signed)
+        return next(m for m in QType if m.bits == width and m.signed == signed and not m.floating)
+
+
+_FLOAT8_LARGEST = {QType.FLOAT8E4M3FN: 448, QType.FLOAT8E5M2: 57344}
 
 
 def code_bounds(bits: int, *, signed: bool) -> tuple[int, int]:
@@ -131,10 +145,14 @@ class QuantSpec:
             object.__setattr__(self, "bits", self.qtype.bits)
         if not 1 <= self.bits <= self.qtype.bits:
             raise RecipeError(f"{self.bits} bits do not fit into {self.qtype.label}")
+        if self.qtype.floating and not (self.symmetric and self.bits == self.qtype.bits and not self.narrow):
+            raise RecipeError(f"{self.qtype.label} is symmetric and has all its codes")
 
     @property
     def bounds(self) -> tuple[int, int]:
-        """Smallest and largest code in use, both inclusive."""
+        """Smallest and largest code in use, both inclusive; see `QType.bounds`."""
+        if self.qtype.floating:
+            return self.qtype.bounds
         low, high = code_bounds(self.bits, signed=self.qtype.signed)
         return (low + 1, high) if self.narrow else (low, high)
 
@@ -151,7 +169,7 @@ class QuantParams:
     Attributes:
         spec: The specification these numbers fulfil.
         scale: float32, finite and > 0, of the shape `spec.granularity` says.
-        zero_point: int32 codes of the same shape as `scale`.
+        zero_point: int32 codes of the same shape as `scale`; 0 for a float8 type.
     """
 
     spec: QuantSpec
@@ -166,6 +184,8 @@ class QuantParams:
         if not (np.isfinite(scale).all() and (scale > 0).all()):
             raise ValueError("every scale must be finite and > 0")
         low, high = code_bounds(self.spec.bits, signed=self.spec.qtype.signed)
+        if self.spec.qtype.floating:
+            low = high = 0
         if ((zero_point < low) | (zero_point > high)).any():
             raise ValueError(f"zero_point outside [{low}, {high}]")
         scale.flags.writeable = False

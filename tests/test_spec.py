@@ -40,7 +40,7 @@ def test_container_is_the_narrowest(bits, signed):
 def test_refused_types():
     with pytest.raises(RecipeError, match="17 bits is not supported"):
         QType.container(17, signed=True)
-    with pytest.raises(RecipeError, match="unknown integer type 'int9'"):
+    with pytest.raises(RecipeError, match="unknown type 'int9'"):
         QType.parse("int9")
     with pytest.raises(RecipeError, match="at least one element"):
         PerBlock(0, 0)

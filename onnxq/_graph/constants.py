@@ -27,7 +27,7 @@ def weights_for(array: NDArray[Any] | LazyArray, qtype: QType | None, spill: Spi
 
 
 def as_codes(array: NDArray[Any], qtype: QType) -> NDArray[Any]:
-    """Integer codes in the element type of `qtype`, shape unchanged.
+    """Integer codes in the element type of `qtype`, shape unchanged; those of a float8 type are its bits, uint8.
 
     Raises:
         ValueError: If they are not integers or one is out of range.
@@ -35,6 +35,10 @@ def as_codes(array: NDArray[Any], qtype: QType) -> NDArray[Any]:
     dtype = dtypes.of_qtype(qtype)
     if array.dtype == dtype:
         return array
+    if qtype.floating:
+        if array.dtype != np.uint8:
+            raise ValueError(f"{qtype.label} codes must be its bits as uint8, got {array.dtype}")
+        return np.asarray(array, order="C").view(dtype)
     if array.dtype.kind not in "iu":
         raise ValueError(f"{qtype.label} codes must be integers, got {array.dtype}")
     low, high = qtype.bounds

@@ -14,7 +14,7 @@ from onnxq.spec import QType
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-TypeName = Literal["int2", "uint2", "int4", "uint4", "int8", "uint8", "int16", "uint16"]
+TypeName = Literal["int2", "uint2", "int4", "uint4", "int8", "uint8", "int16", "uint16", "float8e4m3fn", "float8e5m2"]
 Bits = Annotated[int, Field(strict=True, ge=1, le=16)]
 
 
@@ -46,7 +46,9 @@ GranularityConfig = Annotated[
 class TensorConfig(Model):
     """How tensors are quantized. A field that is absent is taken from the next more general place."""
 
-    type: TypeName | None = Field(default=None, description="Integer type the codes are stored in.")
+    type: TypeName | None = Field(
+        default=None, description="Type the codes are stored in; a float8 one needs opset 19 and is symmetric."
+    )
     bits: Bits | None = Field(default=None, description="Width in use, 1 to 16; absent: the width of the type.")
     symmetric: Flag | None = Field(default=None, description="Keep the zero point in the middle of the codes.")
     narrow: Flag | None = Field(default=None, description="Leave out the lowest code (int8: -127 to 127).")
@@ -58,6 +60,11 @@ class TensorConfig(Model):
     def _check_width(self) -> Self:
         if self.type is not None and self.bits is not None and self.bits > QType.parse(self.type).bits:
             raise ValueError(f"bits found {self.bits}; do not fit into type {self.type}")
+        if self.type is not None and QType.parse(self.type).floating:
+            wrong = {"bits": self.bits not in (None, 8), "symmetric": self.symmetric is False, "narrow": self.narrow}
+            if any(wrong.values()):
+                found = ", ".join(name for name, is_wrong in wrong.items() if is_wrong)
+                raise ValueError(f"type {self.type} has 8 bits, is symmetric and has all its codes; leave out {found}")
         return self
 
     def over(self, base: Self) -> Self:
@@ -73,9 +80,11 @@ class TensorConfig(Model):
         own = {name: getattr(self, name) for name in type(self).model_fields}
         if self.type is not None:
             merged["bits"] = None
+            if QType.parse(self.type).floating:
+                merged["symmetric"] = merged["narrow"] = None
         elif self.bits is not None and base.type is not None:
             inherited = QType.parse(base.type)
-            if self.bits > inherited.bits:
+            if self.bits > inherited.bits or (inherited.floating and self.bits != inherited.bits):
                 merged["type"] = QType.container(self.bits, signed=inherited.signed).label
         merged.update({name: value for name, value in own.items() if value is not None})
         return type(self)(**merged)

@@ -1,23 +1,25 @@
 """The affine map between reals and codes: from a range to `QuantParams`, and its application to arrays.
 
 ``code = clip(round(x / scale) + zero_point)``, ``x' = scale * (code - zero_point)``. The division is in float32 and
-ties go to the even neighbour, as in ONNX's QuantizeLinear.
+ties go to the even neighbour, as in ONNX's QuantizeLinear. Codes of a float8 type are its bits, as uint8.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from onnxq.algos import float8
 from onnxq.errors import CalibrationError
-from onnxq.spec import Granularity, PerAxis, PerBlock, PerTensor, QuantParams, QuantSpec
+from onnxq.spec import Granularity, PerAxis, PerBlock, PerTensor, QType, QuantParams, QuantSpec
 
 S = TypeVar("S", bound=np.generic)
+T = TypeVar("T", np.uint8, np.float32)
 
 #: Smallest scale given out: the product of two (a bias scale) is still a normal float32, and the reciprocal is finite.
 MIN_SCALE = 2.0**-63
@@ -103,11 +105,13 @@ def quantize(x: NDArray[np.floating], params: QuantParams) -> NDArray[np.integer
         params: Scales of shape (), (x.shape[axis],) or blocked; containers of up to 16 bits.
 
     Returns:
-        Shape of `x`; the smallest numpy integer type that holds the container (int8 for int4).
+        Shape of `x`; the smallest numpy integer type that holds the container (int8 for int4); uint8 for float8.
 
     Raises:
         CalibrationError: If the shape of the scales does not fit `x`, or the container is int32.
     """
+    if params.spec.qtype.floating:
+        return _on_float8(x, params, float8.encode, np.dtype(np.uint8))
     dtype = code_dtype(params.spec)
     if dtype.itemsize > 2:
         raise CalibrationError("reals are not quantized to int32; see onnxq.algos.bias_correct for biases")
@@ -136,7 +140,11 @@ def dequantize(codes: NDArray[np.integer], params: QuantParams) -> NDArray[np.fl
     """
     check_layout(codes.shape, params)
     out = np.empty(codes.shape, np.float32)
+    qtype = params.spec.qtype
     for part, scale, zero_point in broadcast_parts(codes.shape, params):
+        if qtype.floating:
+            out[part] = float8.decode(codes[part].astype(np.uint8), qtype) * scale
+            continue
         out[part] = (codes[part].astype(np.int32) - zero_point).astype(np.float32) * scale
     return out
 
@@ -151,6 +159,11 @@ def fake_quantize(x: NDArray[np.floating], params: QuantParams) -> NDArray[np.fl
     Raises:
         CalibrationError: As for `quantize`.
     """
+    if params.spec.qtype.floating:
+        reals = _on_float8(x, params, float8.round_to, np.dtype(np.float32))
+        for part, scale, _ in broadcast_parts(reals.shape, params):
+            reals[part] *= scale
+        return reals
     from onnxq.algos._affine_kernels import fake_quantizer
 
     layout = _Layout.of(x.shape, params)
@@ -161,8 +174,28 @@ def fake_quantize(x: NDArray[np.floating], params: QuantParams) -> NDArray[np.fl
     return out
 
 
+def _on_float8(
+    x: NDArray[np.floating],
+    params: QuantParams,
+    function: Callable[[NDArray[np.float32], QType], NDArray[T]],
+    dtype: np.dtype[T],
+) -> NDArray[T]:
+    """What `function` makes of ``x / scale``, piece by piece."""
+    check_layout(x.shape, params)
+    out = np.empty(x.shape, dtype)
+    with np.errstate(over="ignore"):  # infinity is cut off like all that is too large
+        for part, scale, _ in broadcast_parts(x.shape, params):
+            out[part] = function(np.asarray(x[part], np.float32) / scale, params.spec.qtype)
+    return out
+
+
 def code_dtype(spec: QuantSpec) -> np.dtype[np.integer]:
-    """Return the numpy type of codes: int8, uint8, int16, uint16 or int32; sub-byte containers use 8 bits."""
+    """Return the numpy type of codes: int8, uint8, int16, uint16 or int32.
+
+    Sub-byte containers use 8 bits, float8 types the bits of a uint8.
+    """
+    if spec.qtype.floating:
+        return np.dtype(np.uint8)
     bits = max(8, spec.qtype.bits)
     return np.dtype(f"{'int' if spec.qtype.signed else 'uint'}{bits}")
 

@@ -11,7 +11,7 @@ from onnxq.graph import GraphModel, Node, Tensor
 from onnxq.opinfo import OPS, OpInfo
 from onnxq.passes._limits import why_beyond, why_not_wide
 from onnxq.passes._linear import describe, kind, optional_input, why_not_constant
-from onnxq.passes._specs import activation_spec
+from onnxq.passes._specs import activation_spec, computes_float8
 from onnxq.recipe import Settings
 from onnxq.targets import Target
 
@@ -89,6 +89,10 @@ def _with_one_input(candidate: Candidate) -> Candidate | str:
 
 
 def _refused(op: str, info: OpInfo, settings: Settings, target: Target) -> str | None:
+    if computes_float8(settings.activations, target):
+        return (
+            None if op in target.float8 else f"{target.title} computes {op} with floats where layers have float8 codes"
+        )
     if op in target.compute or op in target.passive or op in target.clamps:
         return None
     if settings.force and (op in target.slower or not target.alone):

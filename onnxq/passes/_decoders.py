@@ -16,6 +16,8 @@ _FEW = 32
 """Numbers up to this many are stored as float32: the Cast of a shorter type would take more than it saves."""
 _FIRST_BIT_SHIFT = 11
 _FIRST_PER_AXIS = 13
+FIRST_WITH_BLOCKS = 21
+"""The operator set where DequantizeLinear has blocks and integers of 4 bits."""
 
 
 def oldest_opset(storage: str, bits: int) -> int:
@@ -144,7 +146,8 @@ class Decoder:
         if zero.min() < 0:
             return None
         bits = max(self._codes.bits, int(zero.max()).bit_length())
-        known = [t for t in QType if t.signed and bits <= t.bits <= 16 and t.min_opset <= self._graph.opset]
+        integers = (t for t in QType if t.signed and not t.floating)
+        known = [t for t in integers if bits <= t.bits <= 16 and t.min_opset <= self._graph.opset]
         return min(known, key=lambda t: t.bits, default=None)
 
     # ---- both

@@ -44,6 +44,8 @@ def learned_scales(graph: GraphModel, plan: Plan, ctx: QuantContext) -> tuple[Le
 def _learned(graph: GraphModel, weight: WeightPlan, ctx: QuantContext) -> LearnedScale:
     node, spec = graph.node(weight.node), weight.spec
     name = str(node.inputs[weight.index].name)
+    if spec.qtype.floating:
+        raise RecipeError(f"node {weight.node!r}: {spec.qtype.label} codes cannot be trained; use an integer type")
     if isinstance(spec.granularity, PerBlock):
         raise RecipeError(f"node {weight.node!r}: weights in blocks cannot be trained; use per_axis or per_tensor")
     if node.op not in LINEAR_OPS or not (spec.symmetric and spec.qtype.signed):

@@ -18,7 +18,7 @@ from onnxq.spec import PerBlock, QuantParams
 def with_safe_pairs(graph: GraphModel, plan: WeightPlan, params: QuantParams) -> QuantParams:
     """Scales with which no CPU saturates the sum of two products."""
     spec = params.spec
-    if not (plan.input and spec.bits == 8 and spec.qtype.signed and spec.symmetric):
+    if not (plan.input and spec.bits == 8 and spec.qtype.signed and spec.symmetric) or spec.qtype.floating:
         return params
     if isinstance(spec.granularity, PerBlock):
         return params

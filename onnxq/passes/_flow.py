@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from onnxq.graph import GraphModel, Node, Tensor
 from onnxq.passes._candidates import Candidate, why_no_codes
 from onnxq.passes._linear import label
-from onnxq.passes._specs import activation_spec
+from onnxq.passes._specs import activation_spec, computes_float8
 from onnxq.plan import Role
 from onnxq.targets import Target
 
@@ -90,17 +90,21 @@ def _useful(
 ) -> frozenset[str]:
     """Names of nodes from which codes can flow to a linear operator, or, in what was settled, do."""
     found: set[str] = set()
+    wanting: set[str] = set()  # without those that take no other codes than their own
     for node in reversed(graph.nodes()):
         verdict = verdicts[label(node)]
         if flow is not None and not isinstance(verdict, str) and flow.roles[label(node)] == "float":
             continue
         if isinstance(verdict, str):  # a clamp that the backend fuses into the layer before it lets codes through
-            if node.op in CLAMPS - target.clamps and any(_wanted(graph, t, found) for t in node.outputs[:1]):
+            if node.op in CLAMPS - target.clamps and any(_wanted(graph, t, wanting) for t in node.outputs[:1]):
                 found.add(label(node))
+                wanting.add(label(node))
             continue
         forced = target.all_codes or (verdict.settings.force and verdict.kind != "clamp")
-        if verdict.kind == "linear" or forced or any(_wanted(graph, t, found) for t in verdict.results):
+        if verdict.kind == "linear" or forced or any(_wanted(graph, t, wanting) for t in verdict.results):
             found.add(label(node))
+            if not computes_float8(verdict.settings.activations, target):
+                wanting.add(label(node))
     return frozenset(found)
 
 
@@ -174,6 +178,8 @@ def _fits_residual(graph: GraphModel, c: Candidate) -> bool:
 
 
 def _gives_codes(graph: GraphModel, c: Candidate, useful: frozenset[str], target: Target) -> bool:
+    if computes_float8(c.settings.activations, target):
+        return False
     if c.node.op not in target.float_result:
         return True
     if _makes_any(target):

@@ -15,7 +15,8 @@ from onnxq.passes._linear import label
 from onnxq.passes._specs import (
     activation_method,
     activation_spec,
-    exactly_added,
+    beside,
+    computes_float8,
     keeps_codes,
     weight_method,
     weight_spec,
@@ -117,6 +118,10 @@ class _Placer:
         leaders: dict[str, tuple[QuantSpec, ActivationConfig]] = {}
         plans: dict[str, ActivationPlan] = {}
         for name in named:
+            aside = self._float8_aside(name, readers.get(name, []))
+            if aside is not None:
+                plans[aside.key] = aside
+                readers[name] = [r for r in readers[name] if r not in aside.readers]
             group = groups.find(name)
             if group not in leaders:
                 config = self._config(name, readers.get(name, []))
@@ -129,9 +134,23 @@ class _Placer:
             )  # fmt: skip
         return plans
 
+    def _float8_aside(self, name: str, readers: list[tuple[str, int]]) -> ActivationPlan | None:
+        """What the float8 readers of a tensor get that others take as integers."""
+        own = [r for r in readers if computes_float8(self.flow.quantized[r[0]].settings.activations, self.target)]
+        if not own or (len(own) == len(readers) and name not in self.flow.coded):
+            return None
+        config = self._around(None, own)
+        key = f"{name}#float8"
+        return ActivationPlan(
+            name, activation_spec(config, self.target), activation_method(config), key, False, tuple(own), key=key,
+            trained=config.trained,
+        )  # fmt: skip
+
     def _config(self, name: str, readers: list[tuple[str, int]]) -> ActivationConfig:
         """What the recipe says of a tensor: what makes it is asked first, but an exception beats the default."""
-        maker = self.flow.coded.get(name)
+        return self._around(self.flow.coded.get(name), readers)
+
+    def _around(self, maker: Node | None, readers: list[tuple[str, int]]) -> ActivationConfig:
         around = [] if maker is None else [self.flow.quantized[label(maker)]]
         around += [self.flow.quantized[reader] for reader, _ in readers]
         special = [c for c in around if c.settings.activations != self.recipe.activations]
@@ -213,7 +232,8 @@ class _Placer:
         spec = self._weight_spec(c)
         tensor = c.node.inputs[c.weight].name
         source = next((c.node.inputs[i].name for i in c.data), "")
-        bias = self.target.bias_codes and source in activations and self._has_bias(c)
+        codes = self.target.bias_codes and not spec.qtype.floating
+        bias = codes and source in activations and self._has_bias(c)
         return WeightPlan(
             name, c.weight, tensor, tensor, spec, weight_method(c.settings.weights, self.target),
             bias=bias and not isinstance(spec.granularity, PerBlock), input=source, input_key=keys.get(name, ""),
@@ -231,7 +251,7 @@ class _Placer:
         return found is not None and label(found[0]) not in self.flow.quantized
 
     def _weight_spec(self, c: Candidate) -> QuantSpec:
-        config = exactly_added(c.settings.weights, c.settings.activations, self.target)
+        config = beside(c.settings.weights, c.settings.activations, self.target)
         spec = weight_spec(self.graph, c.node, c.weight, config, self.target)
         if c.kind == "lookup" and c.settings.weights.granularity is None:
             return QuantSpec(spec.qtype, PerTensor(), spec.symmetric, spec.bits, spec.narrow)

@@ -8,9 +8,15 @@ from onnxq.errors import RecipeError
 from onnxq.graph import GraphModel, Node
 from onnxq.opinfo import weight_axis
 from onnxq.recipe import (
+    EMD,
+    HFMG,
+    IFMR,
+    KL,
+    NUQ,
     AbsMax,
     ActivationConfig,
     ActivationMethod,
+    AdaRound,
     Blockwise,
     OutputMSE,
     TensorConfig,
@@ -25,6 +31,9 @@ DEFAULT_METHOD = OutputMSE()
 FIRST_PER_AXIS = 13
 """The first operator set whose DequantizeLinear takes one scale per channel."""
 
+_EQUAL_STEPS = (KL, IFMR, HFMG, EMD, AdaRound, NUQ)
+_ANY_STEPS = {"activations": "minmax, percentile, mse or output_mse", "weights": "absmax or mse"}
+
 V = TypeVar("V")
 
 
@@ -36,13 +45,26 @@ def activation_spec(config: ActivationConfig, target: Target) -> QuantSpec:
     """
     if config.granularity not in (None, "per_tensor"):
         raise RecipeError("activations.granularity: an activation has one scale; use per_tensor")
-    qtype = _qtype(config, target.activation)
-    if qtype not in target.activation_types:
-        known = ", ".join(sorted(t.label for t in target.activation_types))
-        raise RecipeError(f"activations.type: {target.title} does not execute {qtype.label} activations; use {known}")
+    qtype = _activation_type(config, target)
+    if qtype.floating:
+        _check_method(config.method, "activations", qtype)
+        return QuantSpec(qtype)
     symmetric = _or(config.symmetric, target.activation_symmetric)
     narrow = _or(config.narrow, symmetric and qtype.signed and not target.full_range)
     return QuantSpec(qtype, PerTensor(), symmetric, config.bits or 0, narrow)
+
+
+def _check_method(method: ActivationMethod | WeightMethod | None, where: str, qtype: QType) -> None:
+    """Refuse what searches among steps that are all of one length.
+
+    Raises:
+        RecipeError: If the method does.
+    """
+    if isinstance(method, _EQUAL_STEPS):
+        raise RecipeError(
+            f"{where}.method: {method.name} is for integers, whose steps are all alike, not for {qtype.label}; "
+            f"use {_ANY_STEPS[where]}"
+        )
 
 
 def activation_method(config: ActivationConfig) -> ActivationMethod:
@@ -65,15 +87,53 @@ def weight_spec(graph: GraphModel, node: Node, index: int, config: WeightConfig,
     if qtype not in target.weight_types:
         known = ", ".join(sorted(t.label for t in target.weight_types))
         raise RecipeError(f"weights.type: {target.title} does not execute {qtype.label} weights; use {known}")
+    granularity = _granularity(graph, node, index, config, target)
+    if qtype.floating:
+        _check_method(config.method, "weights", qtype)
+        return QuantSpec(qtype, granularity)
     symmetric = _or(config.symmetric, qtype.signed)
     narrow = _or(config.narrow, target.weight_narrow and symmetric and qtype.signed)
-    granularity = _granularity(graph, node, index, config, target)
     if not target.standard and (not symmetric or narrow or isinstance(granularity, PerBlock)):
         raise RecipeError(
             f"weights: {target.title} takes symmetric ones with all codes and one scale for each tensor or channel; "
             "leave out symmetric: false, narrow: true and per_block"
         )
     return QuantSpec(qtype, granularity, symmetric, config.bits or 0, narrow)
+
+
+def computes_float8(config: ActivationConfig, target: Target) -> bool:
+    """Whether the activations of a node are to be floating point numbers of 8 bits.
+
+    Raises:
+        RecipeError: If the target does not execute the type.
+    """
+    return _activation_type(config, target).floating
+
+
+def _activation_type(config: ActivationConfig, target: Target) -> QType:
+    qtype = _qtype(config, target.activation)
+    if qtype not in target.activation_types:
+        known = ", ".join(sorted(t.label for t in target.activation_types))
+        raise RecipeError(f"activations.type: {target.title} does not execute {qtype.label} activations; use {known}")
+    return qtype
+
+
+def beside(config: WeightConfig, activations: ActivationConfig, target: Target) -> WeightConfig:
+    """What holds for weights beside such activations: float8 beside float8, E4M3 where nothing is said.
+
+    Raises:
+        RecipeError: If one of both is float8 and the other is not.
+    """
+    floating = computes_float8(activations, target)
+    if floating and config.type is None and config.bits is None:
+        return config.replace(type=QType.FLOAT8E4M3FN.label)
+    if _qtype(config, target.weight).floating != floating:
+        kinds = ("activations", "weights") if floating else ("weights", "activations")
+        raise RecipeError(
+            f"{kinds[0]}.type is float8 and {kinds[1]}.type is an integer type; a product takes both of one kind: set "
+            f"{kinds[1]}.type: {QType.FLOAT8E4M3FN.label} as well, or leave the other out"
+        )
+    return config if floating else exactly_added(config, activations, target)
 
 
 def exactly_added(config: WeightConfig, activations: ActivationConfig, target: Target) -> WeightConfig:

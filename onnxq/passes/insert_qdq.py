@@ -67,7 +67,7 @@ class InsertQdq(Pass):
     def verify(self, graph: GraphModel, ctx: QuantContext) -> None:
         """Raise `GraphError` if a planned activation has no QuantizeLinear."""
         done = {n.inputs[0].name for n in graph.nodes("QuantizeLinear")}
-        done |= {n.inputs[0].name for n in graph.nodes("Clip")}  # to fewer codes than the type has
+        done |= {n.inputs[0].name for n in graph.nodes("Clip", "Max")}  # fewer codes than the type has; float8
         done |= {n.outputs[0].name for n in graph.nodes("DequantizeLinear")}  # where the name had to stay behind it
         for activation in (ctx.plan or Plan()).activations.values():
             if activation.tensor not in done:
@@ -201,7 +201,11 @@ class _Writer:
         params = self._params[plan.key]
         if params.spec.bits < params.spec.qtype.bits:
             tensor = self._limited(plan.key, tensor, params)
-        return self._convert(plan.key, tensor, self._shared(plan, params), result)
+        if not (params.spec.qtype.floating and self._target.float8_kept):
+            return self._convert(plan.key, tensor, self._shared(plan, params), result)
+        if self._graph.producer(tensor) is not None:
+            tensor = self._kept(f"{plan.key}_source", tensor)
+        return self._kept(plan.key, self._convert(plan.key, tensor, self._shared(plan, params)), result)
 
     def _limited(self, name: str, tensor: Tensor, params: QuantParams) -> Tensor:
         """The values that have codes: QuantizeLinear saturates only where its type ends."""
@@ -212,6 +216,16 @@ class _Writer:
         return self._graph.add_node(
             "Clip", [tensor, *limits], name=f"{name}_limit", outputs=[f"{name}_limited"], dtype=np.float32,
             shape=self._graph.shape(tensor),
+        ).outputs[0]  # fmt: skip
+
+    def _kept(self, name: str, tensor: Tensor, result: Tensor | None = None) -> Tensor:
+        """Put something between a float8 pair and what is around it, which the backend would merge as integers.
+
+        A Max of one input changes nothing, and no optimizer takes it away.
+        """
+        return self._graph.add_node(
+            "Max", [tensor], name=f"{name}_kept", outputs=[f"{name}_kept" if result is None else result],
+            dtype=np.float32, shape=self._graph.shape(tensor),
         ).outputs[0]  # fmt: skip
 
     def _convert(self, name: str, tensor: Tensor, numbers: Sequence[Tensor], result: Tensor | None = None) -> Tensor:

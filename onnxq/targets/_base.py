@@ -47,6 +47,9 @@ class Target:
         per_axis: Operators whose weight may have a scale for each output.
         compute: Operators it executes with codes.
         passive: Operators it executes on codes without knowing the scale.
+        float8: Operators it computes with float8 codes; what they give are floats.
+        float8_kept: Whether its optimizer takes float8 codes for integers and merges pairs of them with what is around,
+            into something that it cannot execute.
         slower: Operators it executes in float only, or slower with codes, and why; quantized only if forced.
         float_result: Operators that take codes and may give floats at no cost.
         clamps: Operators that the saturation of the codes can replace.
@@ -68,6 +71,7 @@ class Target:
             the input comes out of a DequantizeLinear.
         insertion: Which operators carry the scales.
         schemes: What kinds of quantization it runs; see `onnxq.recipe.Scheme`.
+        runs_here: Whether it is what runs models on this machine, so that its speed can be measured.
     """
 
     name: str
@@ -81,6 +85,8 @@ class Target:
     per_axis: frozenset[str]
     compute: frozenset[str]
     passive: frozenset[str]
+    float8: frozenset[str] = frozenset()
+    float8_kept: bool = False
     slower: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
     float_result: frozenset[str] = frozenset()
     clamps: frozenset[str] = frozenset({"Relu", "Clip"})
@@ -96,6 +102,7 @@ class Target:
     codes_weights: frozenset[str] = frozenset()
     insertion: str = "qdq"
     schemes: frozenset[str] = frozenset({"static"})
+    runs_here: bool = False
 
     @property
     def standard(self) -> bool:

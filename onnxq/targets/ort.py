@@ -12,9 +12,13 @@ ORT = Target(
     title="ONNX Runtime (CPU)",
     activation=QType.UINT8,
     activation_symmetric=False,
-    activation_types=frozenset({QType.UINT8, QType.INT8, QType.UINT16, QType.INT16}),
+    activation_types=frozenset(
+        {QType.UINT8, QType.INT8, QType.UINT16, QType.INT16, QType.FLOAT8E4M3FN, QType.FLOAT8E5M2}
+    ),
     weight=QType.INT8,
-    weight_types=frozenset({QType.INT8, QType.UINT8, QType.INT4, QType.UINT4, QType.INT16}),
+    weight_types=frozenset(
+        {QType.INT8, QType.UINT8, QType.INT4, QType.UINT4, QType.INT16, QType.FLOAT8E4M3FN, QType.FLOAT8E5M2}
+    ),
     weight_narrow=True,
     per_axis=frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"}),
     compute=frozenset(
@@ -52,6 +56,9 @@ ORT = Target(
             "SpaceToDepth",
         ]
     ),
+    # its kernels take floats: codes are decoded in front of a layer, and between Q and DQ few operators run at all
+    float8=frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"}),
+    float8_kept=True,
     slower=MappingProxyType(
         {
             op: _NO_KERNEL.format(op)
@@ -78,4 +85,5 @@ ORT = Target(
     safe_pairs=True,
     codes_weights=frozenset({"Conv", "ConvTranspose", "Gemm"}),
     schemes=frozenset({"static", "weight_only", "dynamic"}),
+    runs_here=True,
 )

@@ -10,9 +10,9 @@ TENSORRT = Target(
     title="NVIDIA TensorRT",
     activation=QType.INT8,
     activation_symmetric=True,
-    activation_types=frozenset({QType.INT8}),
+    activation_types=frozenset({QType.INT8, QType.FLOAT8E4M3FN}),
     weight=QType.INT8,
-    weight_types=frozenset({QType.INT8, QType.INT4}),
+    weight_types=frozenset({QType.INT8, QType.INT4, QType.FLOAT8E4M3FN}),
     weight_narrow=True,
     per_axis=frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"}),
     compute=frozenset(["Conv", "ConvTranspose", "Gemm", "MatMul", "Add", "AveragePool", "GlobalAveragePool", "Concat"]),
@@ -35,6 +35,7 @@ TENSORRT = Target(
             "SpaceToDepth",
         ]
     ),
+    float8=frozenset({"Conv", "Gemm", "MatMul"}),
     slower=MappingProxyType(
         {
             op: f"TensorRT runs {op} in fp16 or float faster than with codes around it"

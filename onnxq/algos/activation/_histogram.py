@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from onnxq.algos import float8
+from onnxq.spec import QType
 from onnxq.stats import BINS, HALF, Histogram
 
 
@@ -59,6 +61,23 @@ class Moments:
             self.count, self.first, self.second, np.ascontiguousarray(scale / self.width), lowest, highest, out
         )
         return out
+
+    def float8_errors(self, scale: NDArray[np.float64], qtype: QType) -> NDArray[np.float64]:
+        """Return the summed squared error of rounding the bin centres to ``scale`` times a number of a float8 type.
+
+        Args:
+            scale: shape (N,), float64, > 0, one per candidate.
+            qtype: The float8 type.
+
+        Returns:
+            As `errors`.
+        """
+        counts = np.diff(self.count)
+        filled = np.flatnonzero(counts)
+        center, weight = filled - HALF + 0.5, counts[filled]
+        steps = (np.float64(one) for one in scale / self.width)
+        rounded = (s * float8.round_to((center / s).astype(np.float32), qtype).astype(np.float64) for s in steps)
+        return np.array([float(np.dot(weight, np.square(center - r))) for r in rounded])
 
 
 def affine_levels(

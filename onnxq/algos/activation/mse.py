@@ -73,6 +73,8 @@ def _candidate_errors(
     moments: Moments, low: NDArray[np.float64], high: NDArray[np.float64], spec: QuantSpec
 ) -> NDArray[np.float64]:
     qmin, qmax = spec.bounds
+    if spec.qtype.floating:
+        return moments.float8_errors(high / qmax, spec.qtype)
     if not spec.symmetric:
         return moments.errors(*affine_levels(low, high, spec.bounds))
     scale = high / max(qmax - spec.middle, 1)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from onnxq.algos import float8
 from onnxq.algos._fields import check_number
 from onnxq.algos.affine import params_from_range
 from onnxq.algos.weight._groups import pieces, ranges
@@ -60,6 +61,8 @@ def find_params(weight: NDArray[np.generic], spec: QuantSpec, config: MseConfig)
     Raises:
         CalibrationError: If the weight holds NaN or infinity, or lacks the axis.
     """
+    if spec.qtype.floating:
+        return _find_float8(weight, spec, config)
     from onnxq.algos.weight._kernels import squared_errors
 
     low, high = ranges(weight, spec)
@@ -73,5 +76,24 @@ def find_params(weight: NDArray[np.generic], spec: QuantSpec, config: MseConfig)
         scale, lowest, highest = (np.ascontiguousarray(v[region]).reshape(-1) for v in (full.scale, *bounds))
         errors = shared if own is None else np.zeros((scale.size, shares.size))
         squared_errors(matrix, scale, lowest, highest, shares.astype(np.float32), errors)
+        best[region] = shares[np.argmin(errors, axis=1)].reshape(best[region].shape)
+    return params_from_range(low * best, high * best, spec)
+
+
+def _find_float8(weight: NDArray[np.generic], spec: QuantSpec, config: MseConfig) -> QuantParams:
+    """As `find_params` for numbers whose steps grow with them."""
+    low, high = ranges(weight, spec)
+    full = params_from_range(low, high, spec).scale
+    shares = config.shares()
+    best = np.ones(low.shape)
+    shared = np.zeros((low.size, shares.size))
+    for own, matrix in pieces(weight, spec.granularity):
+        region = ... if own is None else own
+        scale = np.ascontiguousarray(full[region]).reshape(-1, 1)
+        errors = shared if own is None else np.zeros((scale.size, shares.size))
+        for index, share in enumerate(shares):
+            tried = scale * np.float32(share)
+            difference = matrix - float8.round_to(matrix / tried, spec.qtype) * tried
+            errors[:, index] += np.square(difference, dtype=np.float64).sum(axis=1)
         best[region] = shares[np.argmin(errors, axis=1)].reshape(best[region].shape)
     return params_from_range(low * best, high * best, spec)
