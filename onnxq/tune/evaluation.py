@@ -280,6 +280,10 @@ class Scorer:
         """The first sample, alone."""
         return next(feed for _, feed in rechunk(self._feeds.reader, 1, self._feeds.inputs))
 
+    def batches(self) -> Iterator[Feed]:
+        """All samples, in the batches in which models are scored."""
+        return (feed for _, feed in self._feeds)
+
     def _scores(self, graph: GraphModel) -> tuple[float, float]:
         """What the metric and the guide say."""
         session = make_session(graph, threads=self._threads, source="the quantized model")
@@ -294,6 +298,24 @@ class Scorer:
             self._tell("evaluating", first)
         found = _result(meter)
         return self.metric.worst if math.isnan(found) else found, math.nan if guide is None else _result(guide)
+
+    def meter(self) -> Meter:
+        """Start measuring a model by hand: give it `rounds` with the model's outputs, and take its `result`."""
+        return self._measure.meter()
+
+    def rounds(self) -> Iterator[Batch]:
+        """The data with what is kept of the float model's outputs, and no outputs; always the same."""
+        for number, (first, feed) in enumerate(self._feeds):
+            yield Batch(first, feed, {}, self._kept_of(number, feed).metric)
+
+    def result(self, meter: Meter) -> float:
+        """What a model is worth; the worst score there is where its outputs hold NaN.
+
+        Raises:
+            DataError: If a function of the user's fails.
+        """
+        found = _result(meter)
+        return self.metric.worst if math.isnan(found) else found
 
     def _of_float(self) -> float:
         session = make_session(self._float, threads=self._threads, source="the float model")
