@@ -286,7 +286,7 @@ class Scorer:
 
     def _scores(self, graph: GraphModel) -> tuple[float, float]:
         """What the metric and the guide say."""
-        session = make_session(graph, threads=self._threads, source="the quantized model")
+        session = make_session(graph, threads=self._threads, optimize=self._optimize, source="the quantized model")
         meter = self._measure.meter()
         guide = None if self._guide is None else self._guide.meter()
         for number, (first, feed) in enumerate(self._feeds):
