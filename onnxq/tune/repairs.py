@@ -27,7 +27,7 @@ from onnxq.targets import Target
 
 LEFT_FLOAT = "tuning left it float"
 REPAIRED = "tuning"
-_ROUNDING = AdaRound(num_iteration=1000, samples=32)
+_ROUNDING = AdaRound(num_iteration=200, samples=32)
 """Few steps: nearly all of the gain is that of the local search behind them."""
 _Range = ActivationMSE | Percentile | MinMax | KL
 _RANGES: tuple[_Range, ...] = (
@@ -56,18 +56,20 @@ class Change:
     slow: float = 1.0
 
 
-def ladder(target: Target) -> tuple[Change, ...]:
+def ladder(plan: Plan, target: Target) -> tuple[Change, ...]:
     """Changes of a whole recipe that cost nothing when the model runs, from cheap to costly ones.
 
     Args:
+        plan: How the layers are quantized now: what they have already is left out.
         target: The backend.
     """
-    ranges = [Change(f"ranges by {m.name}", "range", _with_range(m)) for m in _RANGES]
-    symmetry = [Change("asymmetric activations", "symmetry", _asymmetric)] if target.activation_symmetric else []
+    used = {activation.method.name for activation in plan.activations.values()}
+    known = {weight.method.name for weight in plan.weights}
+    asymmetric = target.activation_symmetric and any(a.spec.symmetric for a in plan.activations.values())
     return (
-        *ranges,
-        Change("weight scales by mse", "weights", _weight_mse),
-        *symmetry,
+        *(Change(f"ranges by {m.name}", "range", _with_range(m)) for m in _RANGES if used != {m.name}),
+        *([] if known <= {"mse"} else [Change("weight scales by mse", "weights", _weight_mse)]),
+        *([Change("asymmetric activations", "symmetry", _asymmetric)] if asymmetric else []),
         Change("bias correction", "bias", _corrected),
         Change("bias correction by float inputs", "bias", _corrected_by_float),
         Change("cross-layer equalization", "equalize", _equalized),

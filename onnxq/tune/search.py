@@ -192,7 +192,7 @@ class _Steps:
         while waiting and spent < self._options.returns:
             part = waiting.pop(0)
             rest = [name for name in needed if name not in part]
-            if not part or not rest:
+            if not part or not rest or not self._trials.may_cost_less(make(rest), make(needed)):
                 continue
             spent += 1
             if self._trials.run(make(rest), f"{_layers(len(part))} given back").met:

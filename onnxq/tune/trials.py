@@ -121,7 +121,11 @@ class Trials:
         self._known: dict[str, Trial] = {}
         self._set_aside: set[str] = set()
         self._typical = 0.0
-        constraint.threshold(prober.reference, prober.metric)
+        if missing := constraint.missing(prober.reference, prober.reference, prober.metric):
+            raise RecipeError(
+                f"the float model itself has a {prober.metric.name} of {prober.metric.text(prober.reference)}, "
+                f"{missing:g} short of {constraint}: no quantized model can be asked for more"
+            )
 
     def run(self, variant: Variant, what: str) -> Trial:
         """Try a variant; what is known is not tried again.
@@ -177,6 +181,11 @@ class Trials:
                 return True
             self._state.set_times(pair, times)
         return times[1] < times[0]
+
+    def may_cost_less(self, one: Variant, other: Variant) -> bool:
+        """Whether a variant may turn out to cost less than another one; of sizes that is known only afterwards."""
+        costs = self.prober.costs
+        return self.objective == "size" or costs.total(one.floats, one.wide) < costs.total(other.floats, other.wide)
 
     def set_aside(self, trial: Trial) -> None:
         """Do not take a trial for the result: its costs turned out to be wrong."""
