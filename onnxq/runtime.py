@@ -28,6 +28,8 @@ Model = onnx.ModelProto | bytes | str | Path
 INLINE_LIMIT = 1 << 27
 """Bytes of weights up to which a graph is handed over in memory, which takes three copies; bigger ones go by a file."""
 
+_LARGEST_MESSAGE = (1 << 31) - (1 << 26)
+
 _DTYPES: dict[str, Any] = {
     "tensor(float)": np.float32,
     "tensor(double)": np.float64,
@@ -119,6 +121,7 @@ def make_session(
     source: str = "the model",
     outputs: Sequence[str] | None = None,
     extra: Sequence[onnx.NodeProto] = (),
+    fed: Sequence[onnx.ValueInfoProto] = (),
 ) -> Session:
     """Make a session on the CPU.
 
@@ -129,13 +132,14 @@ def make_session(
         source: What the model is called in messages.
         outputs: Tensors to give instead of the model's outputs; what they do not need is not run.
         extra: Nodes to run as well, behind the model's own; `outputs` must name what they give.
+        fed: What these nodes are fed besides; `outputs` must be given.
 
     Raises:
         ModelError: If ONNX Runtime cannot load it.
     """
     levels = ort.GraphOptimizationLevel
     options = _options(threads, levels.ORT_ENABLE_ALL if optimize else levels.ORT_DISABLE_ALL)
-    content, folder = _content(model, outputs, extra)
+    content, folder = _content(model, outputs, extra, fed)
     return Session(_load(content, options, source, folder), source, folder)
 
 
@@ -155,6 +159,25 @@ def optimized(model: Model | GraphModel, *, threads: int = 1) -> onnx.ModelProto
     if folder is not None:
         folder.cleanup()
     return result
+
+
+def serialized(graph: GraphModel, outputs: Sequence[str] | None, extra: Sequence[onnx.NodeProto] = ()) -> bytes:
+    """What `make_session` makes a session of elsewhere.
+
+    Args:
+        graph: The model.
+        outputs: As for `make_session`.
+        extra: Likewise.
+
+    Raises:
+        ModelError: If it is larger than a message of protobuf can be.
+    """
+    if graph.weight_bytes > _LARGEST_MESSAGE:
+        raise ModelError(
+            f"the model has {graph.weight_bytes / 2**30:.1f} GiB of weights; above 2 GiB it cannot be sent to workers: "
+            "calibrate without them"
+        )
+    return bytes(_with_outputs(graph.to_proto(), outputs, extra, own=True).SerializeToString())
 
 
 @dataclass(frozen=True, slots=True)
@@ -240,7 +263,10 @@ def _load(
 
 
 def _content(
-    model: Model | GraphModel, outputs: Sequence[str] | None = None, extra: Sequence[onnx.NodeProto] = ()
+    model: Model | GraphModel,
+    outputs: Sequence[str] | None = None,
+    extra: Sequence[onnx.NodeProto] = (),
+    fed: Sequence[onnx.ValueInfoProto] = (),
 ) -> tuple[str | bytes, tempfile.TemporaryDirectory[str] | None]:
     """What ONNX Runtime can load, and the folder it needs for that."""
     if isinstance(model, bytes) and outputs is None:
@@ -248,26 +274,31 @@ def _content(
     if isinstance(model, (str, Path)) and outputs is None:
         return str(model), None
     if isinstance(model, onnx.ModelProto):
-        return _with_outputs(model, outputs, extra).SerializeToString(), None
+        return _with_outputs(model, outputs, extra, fed).SerializeToString(), None
     from onnxq.graph import GraphModel
     from onnxq.modelio import load_model, save_model
 
     if isinstance(model, bytes):
-        return _with_outputs(onnx.ModelProto.FromString(model), outputs, extra).SerializeToString(), None
+        return _with_outputs(onnx.ModelProto.FromString(model), outputs, extra, fed).SerializeToString(), None
     graph = model if isinstance(model, GraphModel) else load_model(model)
     if graph.weight_bytes <= INLINE_LIMIT:
-        return _with_outputs(graph.to_proto(), outputs, extra, own=True).SerializeToString(), None
+        return _with_outputs(graph.to_proto(), outputs, extra, fed, own=True).SerializeToString(), None
     folder = tempfile.TemporaryDirectory(prefix="onnxq-")
     path = Path(folder.name) / "model.onnx"
     save_model(graph, path, external_data=True)
     if outputs is not None:
-        skeleton = _with_outputs(onnx.load(path, load_external_data=False), outputs, extra, own=True)
+        skeleton = _with_outputs(onnx.load(path, load_external_data=False), outputs, extra, fed, own=True)
         path.write_bytes(skeleton.SerializeToString())
     return str(path), folder
 
 
 def _with_outputs(
-    model: onnx.ModelProto, outputs: Sequence[str] | None, extra: Sequence[onnx.NodeProto] = (), *, own: bool = False
+    model: onnx.ModelProto,
+    outputs: Sequence[str] | None,
+    extra: Sequence[onnx.NodeProto] = (),
+    fed: Sequence[onnx.ValueInfoProto] = (),
+    *,
+    own: bool = False,
 ) -> onnx.ModelProto:
     """The model with other outputs and only the nodes they need; ONNX Runtime finds their types by itself."""
     if outputs is None:
@@ -276,6 +307,7 @@ def _with_outputs(
     if not own:
         changed.CopyFrom(model)
     changed.graph.node.extend(extra)
+    changed.graph.input.extend(fed)
     imported = {entry.domain for entry in changed.opset_import}
     for domain in sorted({node.domain for node in extra} - imported - {""}):
         changed.opset_import.add(domain=domain, version=1)

@@ -1,0 +1,204 @@
+"""What each layer's quantization does to the model's output: measured layer by layer, or estimated for all at once.
+
+ranking = rank_layers(stages.measure("model.onnx", data), "sqnr")
+ranking.layers[:3]  # those that hurt most
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import chain
+
+from onnxq.errors import DataError, RecipeError
+from onnxq.pipeline import RecipeLike
+from onnxq.runtime import make_session
+from onnxq.stages import Chosen, Measured
+from onnxq.tune.evaluation import Evaluation, Scorer
+from onnxq.tune.metrics_builtin import Metric
+from onnxq.tune.prefixes import Copies
+from onnxq.tune.ranking import METHODS, Method, Sensitivity, ranked
+from onnxq.tune.taylor import estimate
+
+Progress = Callable[[str, int, int | None], None]
+
+FEW_SAMPLES = 32
+"""What the estimate takes of the data unless told otherwise: beyond, ranks hardly change."""
+FEWEST = 4
+"""What is enough to measure the layers that cannot be estimated."""
+SAMPLES = 64
+"""What the methods that measure layer by layer take of calibration data unless told otherwise."""
+MOST_NODES = 2000
+"""Nodes of all copies in one session; more take the runtime long to load."""
+
+
+def rank_layers(
+    measured: Measured,
+    evaluation: Evaluation | str = "sqnr",
+    *,
+    method: Method = "first_order",
+    recipe: RecipeLike | None = None,
+    samples: int | None = None,
+    threads: int = 0,
+    progress: Progress | None = None,
+) -> Sensitivity:
+    """Rank the layers of a model by what their quantization does to its output.
+
+    A layer is a node that computes with codes: its inputs, its weight and the bias that was corrected for it are
+    quantized with the numbers that the recipe gives. Nothing is calibrated again.
+
+    Args:
+        measured: The float model and its statistics.
+        evaluation: What counts and on what; or the name of a metric, on the calibration data.
+        method: See `Method`. ``first_order`` estimates effects on ``sqnr`` and ``kl``; for other metrics it ranks by
+            one of these: the divergence where the metric is about classes, else the noise.
+        recipe: How layers are quantized, if not as the model was measured for.
+        samples: Use the first so many samples; by default all of an evaluation, and a few of calibration data.
+        threads: Threads of ONNX Runtime; 0 for all cores.
+        progress: Is told how far it is.
+
+    Raises:
+        RecipeError: If the method does not exist, or the recipe does not fit.
+        DataError: If there are no data, or the metric does not fit the model.
+    """
+    if method not in METHODS:
+        raise RecipeError(f"there is no method {method!r}; use {', '.join(METHODS)}")
+    wanted = _evaluation(measured, evaluation, method, samples, threads)
+    chosen = measured.choose(recipe)
+    copies = Copies(chosen)
+    if method == "first_order":
+        return _first_order(chosen, copies, wanted, progress)
+    scorer = wanted.prepare(copies.graph, progress=progress)
+    everything = frozenset(layer.name for layer in copies.layers)
+    start = everything if method == "all_but_one" else frozenset[str]()
+    trials = [_Trial(layer.name, start ^ {layer.name}, layer.nodes) for layer in copies.layers]
+    whole = _Trial("", everything, tuple(range(len(copies.protos))))
+    scores = list(scores_of(copies, scorer, [whole], frozenset(), threads=wanted.threads))
+    scores += scores_of(copies, scorer, trials, start, threads=wanted.threads, progress=progress)
+    effects = [_effect(scorer.metric, score, scorer.reference) for score in scores]
+    if method == "all_but_one":
+        effects = [effects[0] - effect for effect in effects]
+    rows = ranked(
+        (layer.name, layer.op_type, effect, score)
+        for layer, effect, score in zip(copies.layers, effects[1:], scores[1:], strict=True)
+    )
+    notes = tuple(dict.fromkeys((*chosen.notes, *scorer.notes)))
+    return Sensitivity(rows, method, scorer.metric, scorer.reference, scores[0], scorer.samples, notes)
+
+
+@dataclass(frozen=True, slots=True)
+class _Trial:
+    """A copy of the model to be scored: its quantized layers, and the nodes that differ from what it stands beside."""
+
+    name: str
+    quantized: frozenset[str]
+    nodes: tuple[int, ...]
+
+
+def scores_of(
+    copies: Copies,
+    scorer: Scorer,
+    trials: Sequence[_Trial],
+    start: frozenset[str],
+    *,
+    threads: int = 0,
+    progress: Progress | None = None,
+) -> Iterator[float]:
+    """Score copies of a model, many in one session.
+
+    Args:
+        copies: Writes them.
+        scorer: Has the data, and scores.
+        trials: What to score.
+        start: The layers that are quantized in what the trials share.
+        threads: Threads of a run; 0 for all cores.
+        progress: Is told how far it is.
+    """
+    done = 0
+    for group in _groups(trials):
+        copies.fresh()
+        names: Mapping[str, str] = {}
+        if start:
+            names = copies.write(start, range(len(copies.protos)), {}, "onnxq.start")
+        outputs: list[dict[str, str]] = []
+        for number, trial in enumerate(group):
+            made = {**names, **copies.write(trial.quantized, trial.nodes, names, f"onnxq.{number}")}
+            outputs.append({name: made.get(name, name) for name in copies.outputs})
+        wanted = list(dict.fromkeys(chain.from_iterable(out.values() for out in outputs)))
+        session = make_session(copies.graph, threads=threads, outputs=wanted, extra=copies.nodes)
+        meters = [scorer.meter() for _ in group]
+        for batch in scorer.rounds():
+            found = dict(zip(wanted, session.run(wanted, batch.feed), strict=True))
+            for meter, out in zip(meters, outputs, strict=True):
+                meter.add(replace(batch, outputs={name: found[copy] for name, copy in out.items()}))
+        yield from map(scorer.result, meters)
+        done += len(group)
+        if progress is not None:
+            progress("trying layers", done, len(trials))
+
+
+def _groups(trials: Sequence[_Trial]) -> Iterator[list[_Trial]]:
+    group: list[_Trial] = []
+    nodes = 0
+    for trial in trials:
+        if group and nodes + len(trial.nodes) > MOST_NODES:
+            yield group
+            group, nodes = [], 0
+        group.append(trial)
+        nodes += len(trial.nodes)
+    if group:
+        yield group
+
+
+def _effect(metric: Metric, score: float, reference: float) -> float:
+    """How much worse a score is than the float model's."""
+    if metric.name == "sqnr":
+        return float(10.0 ** (-score / 10.0))
+    return reference - score if metric.higher_is_better else score - reference
+
+
+def _evaluation(
+    measured: Measured, evaluation: Evaluation | str, method: Method, samples: int | None, threads: int
+) -> Evaluation:
+    if isinstance(evaluation, Evaluation):
+        found = replace(evaluation, threads=threads or evaluation.threads)
+        few = FEW_SAMPLES if method == "first_order" else None
+        return replace(found, samples=samples or found.samples or few)
+    reader = measured.context.reader
+    if reader is None:
+        raise DataError("effects on the output need data, and the model was measured without; give samples (--data)")
+    few = FEW_SAMPLES if method == "first_order" else SAMPLES
+    return Evaluation(reader, metric=evaluation, samples=samples or few, threads=threads)
+
+
+def _first_order(chosen: Chosen, copies: Copies, wanted: Evaluation, progress: Progress | None) -> Sensitivity:
+    found = estimate(copies, wanted, progress=progress)
+    effects = {layer.name: effect for layer, effect in zip(copies.layers, found.effects, strict=True)}
+    rest = [layer for layer in copies.layers if effects[layer.name] is None]
+    notes = list(chosen.notes)
+    samples = found.samples
+    if rest:
+        few = replace(wanted, metric=found.metric.name, samples=min(wanted.samples or FEWEST, FEWEST))
+        scorer = few.prepare(copies.graph, progress=progress)
+        trials = [_Trial(layer.name, frozenset({layer.name}), layer.nodes) for layer in rest]
+        scores = scores_of(copies, scorer, trials, frozenset(), threads=wanted.threads, progress=progress)
+        for layer, score in zip(rest, scores, strict=True):
+            effects[layer.name] = _effect(scorer.metric, score, scorer.reference)
+        ops = ", ".join(found.blocking) or "its operator set"
+        notes.append(f"{len(rest)} layers were measured on {scorer.samples} samples: no slopes are known through {ops}")
+        samples = max(samples, scorer.samples)
+    rows = ranked(
+        (layer.name, layer.op_type, effect, _score_of(found.metric, effect))
+        for layer in copies.layers
+        if (effect := effects[layer.name]) is not None
+    )
+    reference = math.inf if found.metric.name == "sqnr" else 0.0
+    return Sensitivity(rows, "first_order", found.metric, reference, math.nan, samples, tuple(notes))
+
+
+def _score_of(metric: Metric, effect: float) -> float:
+    """The score that an effect stands for."""
+    if metric.name != "sqnr":
+        return effect
+    return -10.0 * math.log10(effect) if effect > 0 else math.inf
