@@ -28,6 +28,7 @@ from onnxq.cli import (
     quantize,
     recipe,
     report,
+    tune,
     zoo,
 )
 from onnxq.errors import OnnxqError
@@ -108,6 +109,7 @@ app.command("quantize")(quantize.quantize)
 app.command("prune")(prune.prune)
 app.command("inspect")(inspect.inspect)
 app.command("compare")(compare.compare)
+app.command("tune")(tune.tune)
 app.command("report")(report.report)
 app.command("benchmark")(benchmark.benchmark)
 app.add_typer(recipe.app, name="recipe")

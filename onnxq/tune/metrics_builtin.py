@@ -53,6 +53,11 @@ class Metric:
         number = f"{score:.2f}" if abs(score) >= 1 else f"{score:.4g}"
         return f"{number} {self.unit}".rstrip()
 
+    def points(self, count: float) -> str:
+        """A difference of two scores for people."""
+        unit = "points" if self.unit in ("", "%") else self.unit
+        return f"{count:.3g} {unit}"
+
 
 @dataclass(frozen=True, slots=True)
 class Batch:
