@@ -45,7 +45,7 @@ def matrix(checked: Checked, *, full: bool) -> Iterator[RenderableType]:
         return
     scores = sorted({m for o in told for m in o.metrics if m not in ("size", "quantized")}, key=_order)
     table = Table(box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
-    table.add_column("recipe", overflow="fold", min_width=max(len(o.recipe) for o in told) + 2)
+    table.add_column("recipe", overflow="fold", min_width=_width(told))
     for metric in (*scores, "size", *TIMES):
         table.add_column(_HEADINGS.get(metric, metric), justify="right", no_wrap=True)
     table.add_column("", no_wrap=True)
@@ -56,6 +56,11 @@ def matrix(checked: Checked, *, full: bool) -> Iterator[RenderableType]:
             table.add_row(Text(model, style="bold"))
         table.add_row(Text(f"  {outcome.recipe}"), *_numbers(checked, outcome, scores), _state(checked, outcome))
     yield table
+
+
+def _width(told: list[Outcome]) -> int:
+    """Of the names, as far as the numbers find room beside them on a narrow terminal."""
+    return min(22, max(max(len(o.recipe) + 2, len(o.model)) for o in told))
 
 
 _HEADINGS = {

@@ -181,10 +181,10 @@ def _findings(
         return Finding(kind, outcome.model, outcome.recipe, text, change)
 
     if outcome.status == "failed":
-        yield found("failed", f"failed: {outcome.message}")
+        yield found("failed", outcome.message)
         return
     if outcome.status == "skipped":
-        yield found("skipped", f"skipped: {outcome.message}")
+        yield found("skipped", outcome.message)
         return
     if kept is None:
         if not alone:

@@ -59,6 +59,7 @@ class Entry:
         labels: True classes.
         preprocess: How images become feeds.
         bin_layout: Layout of the numbers in .bin files.
+        folder: What the paths of the user's functions are relative to.
         skipped: Why it cannot be run here; empty where it can.
     """
 
@@ -73,6 +74,7 @@ class Entry:
     labels: Path | None = None
     preprocess: ImagePreprocess | None = None
     bin_layout: Layout | None = None
+    folder: Path = Path()
     skipped: str = ""
 
     @property
@@ -216,7 +218,8 @@ class _Expansion:
                     self._problems.append(Problem(("models", name, key), str(err)))
         return Entry(
             name, "", _path(found.get("model")) or Path(), {}, Effective(()), None, found.get("calibration"),
-            found.get("evaluation", Path()), _path(found.get("labels")), model.preprocess, model.bin_layout, skipped,
+            found.get("evaluation", Path()), _path(found.get("labels")), model.preprocess, model.bin_layout,
+            self._manifest.folder, skipped,
         )  # fmt: skip
 
     def _data(self, text: str) -> Data:

@@ -11,6 +11,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, cast
 
+import numpy as np
+from numpy.typing import NDArray
+
 from onnxq.ascend import simulate_model
 from onnxq.calib.readers import DataLike, as_reader, rechunk
 from onnxq.errors import ManifestError, OnnxqError
@@ -26,6 +29,7 @@ from onnxq.runtime import make_session
 from onnxq.tune.evaluation import Evaluation, Scorer
 from onnxq.zoo.matrix import Data, Entry
 from onnxq.zoo.recipes import recipe_for
+from onnxq.zoo.tolerances import SCORES
 
 Status = Literal["ok", "failed", "skipped"]
 
@@ -171,10 +175,11 @@ class Bench:
         settings = entry.settings
         key = (metric, settings.eval_samples, settings.batch, settings.kernels)
         if key not in self._scorers:
+            function = metric if metric in SCORES else str(entry.folder / metric)
             evaluation = Evaluation(
-                opened(entry.evaluation), metric=metric, labels=entry.labels, preprocess=entry.preprocess,
-                bin_layout=entry.bin_layout, samples=settings.eval_samples, batch=settings.batch,
-                threads=self._threads, optimize=settings.kernels == "fused",
+                opened(entry.evaluation), metric=function, labels=_labels(entry.labels, metric),
+                preprocess=entry.preprocess, bin_layout=entry.bin_layout, samples=settings.eval_samples,
+                batch=settings.batch, threads=self._threads, optimize=settings.kernels == "fused",
             )  # fmt: skip
             self._scorers[key] = evaluation.prepare(load_model(entry.file))
         return self._scorers[key]
@@ -221,6 +226,19 @@ def opened(data: Data) -> DataLike:
         return cast("DataLike", function())
     except Exception as err:
         raise ManifestError(f"data {data}: {type(err).__name__}: {err}") from err
+
+
+def _labels(path: Path | None, metric: str) -> Path | NDArray[Any] | None:
+    """The labels' file where a metric compares with it; for a function of the user's its array, of any shape."""
+    if path is None or (metric in SCORES and metric != "top1"):
+        return None
+    if metric in SCORES or path.suffix.lower() != ".npy":
+        return path
+    try:
+        found = np.load(path, allow_pickle=False)
+    except (OSError, ValueError, EOFError) as err:
+        raise ManifestError(f"labels {path}: cannot be read: {err}") from err
+    return cast("NDArray[Any]", found)
 
 
 def _executable(path: Path) -> GraphModel:
