@@ -276,13 +276,14 @@ class Scorer:
         # Of decibels what the noise is over the signal, so that damage is 0 for the float model in either case.
         return Rating(score, 10.0 ** (-found / 10.0) if self._guide.metric.higher_is_better else found)
 
+    @property
+    def guide(self) -> str:
+        """The metric that damage is told by: kl where there are scores of classes, else sqnr."""
+        return "sqnr" if self._guide is None else self._guide.metric.name
+
     def sample(self) -> Feed:
         """The first sample, alone."""
         return next(feed for _, feed in rechunk(self._feeds.reader, 1, self._feeds.inputs))
-
-    def batches(self) -> Iterator[Feed]:
-        """All samples, in the batches in which models are scored."""
-        return (feed for _, feed in self._feeds)
 
     def _scores(self, graph: GraphModel) -> tuple[float, float]:
         """What the metric and the guide say."""

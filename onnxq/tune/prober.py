@@ -24,8 +24,8 @@ from onnxq.tune.costs import LayerCosts
 from onnxq.tune.costs_measured import count_costs, measure_costs
 from onnxq.tune.evaluation import Metric, Scorer
 from onnxq.tune.history import Outcome, State
-from onnxq.tune.local_noise import noise_by_layer
 from onnxq.tune.repairs import Change, Repair, ladder, repairs_for, wide_repair
+from onnxq.tune.sensitivity import rank_layers
 
 ROUNDS = 15
 _RESULTS_KEPT = 2
@@ -62,7 +62,7 @@ class ThisMachine:
     def times(self, graphs: Sequence[GraphModel], feed: Feed) -> Sequence[float] | None:
         """Run the models in turn."""
         found = benchmark(graphs, [feed], threads=self._threads, rounds=ROUNDS)
-        return [timing.median for timing in found.timings]
+        return [timing.quartiles[0] for timing in found.timings]  # other processes only add to it
 
 
 class Elsewhere:
@@ -191,8 +191,14 @@ class ModelProber:
 
     def rank(self, recipe: Recipe) -> Mapping[str, float]:
         """How much each layer damages the model."""
-        result = self.quantized(recipe)
-        return noise_by_layer(self._prepared(result), _runnable(result), self._scorer)
+        found = rank_layers(
+            self._measured_for(recipe),
+            self._scorer.guide,
+            recipe=recipe,
+            threads=self._threads,
+            progress=self._progress,
+        )
+        return {row.layer: row.effect for row in found.rows}
 
     def times(self, recipes: Sequence[Recipe]) -> Sequence[float] | None:
         """Times of the models that these recipes make, taking turns."""
@@ -236,18 +242,26 @@ class ModelProber:
         return quantize(self._model, self._data, recipe=recipe, threads=self._threads, progress=self._progress)
 
     def _quantize(self, recipe: Recipe) -> Result:
-        if recipe.balance is not None or any(rule.balance is not None for rule in recipe.rules):
+        if _balanced(recipe):
             return self.from_scratch(recipe)  # which layers stay float decides what is balanced
-        form = recipe.replace(rules=self.recipe.rules, skip=self.recipe.skip, refine=())
+        return self._measured_for(recipe).quantize(recipe)
+
+    def _measured_for(self, recipe: Recipe) -> stages.Measured:
+        """Statistics of the float model in the form that a recipe wants it in."""
+        if _balanced(recipe):
+            return self._measure(recipe)
+        form = recipe.replace(rules=self.recipe.rules, skip=self.recipe.skip, refine=self.recipe.refine)
         form = form.replace(activations=self.recipe.activations, weights=self.recipe.weights)
         key = form.digest()
         if key not in self._measured:
-            start = form.replace(refine=self.recipe.refine)
-            also = [r for r in self._later(start) if r.equalize == start.equalize and r.balance is None]
-            self._measured[key] = stages.measure(
-                self._model, self._data, recipe=start, also=also, threads=self._threads, progress=self._progress
-            )
-        return self._measured[key].quantize(recipe)
+            also = [r for r in self._later(form) if r.equalize == form.equalize and r.balance is None]
+            self._measured[key] = self._measure(form, also)
+        return self._measured[key]
+
+    def _measure(self, recipe: Recipe, also: Sequence[Recipe] = ()) -> stages.Measured:
+        return stages.measure(
+            self._model, self._data, recipe=recipe, also=also, threads=self._threads, progress=self._progress
+        )
 
     def _later(self, start: Recipe) -> list[Recipe]:
         """Recipes that are likely to be tried, so that their statistics come from the same run."""
@@ -263,6 +277,10 @@ class ModelProber:
     def _tell(self, what: str) -> None:
         if self._progress is not None:
             self._progress(what, 0, None)
+
+
+def _balanced(recipe: Recipe) -> bool:
+    return recipe.balance is not None or any(rule.balance is not None for rule in recipe.rules)
 
 
 def _runnable(result: Result) -> GraphModel:
