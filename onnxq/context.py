@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from onnxq.graph import GraphModel
     from onnxq.learned import LearnedRange, LearnedScale, MaskedWeight
     from onnxq.passes._base import PassReport
-    from onnxq.plan import Plan
+    from onnxq.plan import Plan, StoredBlocks
     from onnxq.recipe import Recipe
     from onnxq.spec import QuantParams
     from onnxq.stats import TensorStats
@@ -49,6 +49,7 @@ class QuantContext:
         moments: Mean and standard deviation of the channels behind each batch normalization, by tensor name.
         weight_codes: How weights become codes where only they do, by their keys in the plan.
         steps: What the search for the step of each of them found, by the same keys.
+        blocks: Weights whose codes have scales of blocks, by node name and input index.
         rounded: Weights that AdaRound has rounded before, by what they were rounded for: they are taken again. Empty
             unless whoever tries one recipe after the other wants that.
         clusters: The codes that a layer's weight uses where it does not use all, by node name.
@@ -77,6 +78,7 @@ class QuantContext:
     frozen: tuple[str, ...] = ()
     moments: dict[str, Moments] = field(default_factory=dict)
     weight_codes: dict[str, WeightCodes] = field(default_factory=dict)
+    blocks: dict[tuple[str, int], StoredBlocks] = field(default_factory=dict)
     steps: dict[str, FoundStep] = field(default_factory=dict)
     balance: dict[str, NDArray[np.float32]] = field(default_factory=dict)
     rounded: dict[tuple[str, str, bytes], NDArray[np.float32]] = field(default_factory=dict)

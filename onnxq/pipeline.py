@@ -23,6 +23,7 @@ from onnxq.passes.assign_names import AssignNames
 from onnxq.passes.balance_dmq import BalanceDmq
 from onnxq.passes.calibrate import Calibrate
 from onnxq.passes.calibrate_channels import CalibrateChannels
+from onnxq.passes.choose_blocks import ChooseBlocks
 from onnxq.passes.choose_params import ChooseParams
 from onnxq.passes.choose_weight_codes import ChooseWeightCodes
 from onnxq.passes.collect_factors import CollectFactors
@@ -126,13 +127,16 @@ def weight_only(recipe: Recipe, target: Target, scheme: WeightOnly) -> list[Pass
     check_weight_only(recipe)
     passes = [*preparation(recipe, target, select=False), SelectWeights()]
     mixed = scheme.mixed
+    if scheme.method is not None:
+        passes.append(ChooseBlocks(scheme))
     if mixed is None:
         passes.append(ChooseWeightCodes(scheme.correction))
     else:
         passes.append(SearchSteps(mixed.init_scale, mixed.auto_tune, mixed.max_iterations, scheme.correction))
     if scheme.correction and not recipe.equalize.enabled:  # equalization changes what is known of activations
         passes.append(RestoreMeans())
-    return [*passes, InsertWeightOnly(scheme.storage, scheme.block_size), Sweep(), Stamp()]
+    size = 32 if scheme.block_size == "row" else scheme.block_size
+    return [*passes, InsertWeightOnly(scheme.storage, size, scheme.compute), Sweep(), Stamp()]
 
 
 def _planned(passes: Sequence[Pass]) -> int:
@@ -370,7 +374,8 @@ def result_of(
     prepared: GraphModel | None = None,
 ) -> Result:
     """What a run has given, with the notes that a user should see."""
-    telling = (UpgradeOpset, SelectLayers, SelectDynamic, SearchSteps, InsertWeightOnly)  # the others' are statistics
+    # the notes of all others are statistics
+    telling = (UpgradeOpset, SelectLayers, SelectDynamic, SearchSteps, ChooseBlocks, InsertWeightOnly)
     notes += tuple(n for r in ctx.reports if r.name in {t.__name__ for t in telling} for n in r.notes)
     plan = Plan() if ctx.plan is None else ctx.plan
     if not plan:
@@ -469,7 +474,8 @@ def reader_for(
         if options.random:
             raise RecipeError("calibration.random is true and data are given as well; decide for one")
         layout = options.bin_layout
-        samples = 1 if isinstance(recipe.scheme, WeightOnly) else options.samples  # auto_tune takes a single one
+        alone = isinstance(recipe.scheme, WeightOnly) and recipe.scheme.method is None
+        samples = 1 if alone else options.samples  # auto_tune takes a single one
         return as_reader(data, inputs, preprocess=options.preprocess, layout=layout, samples=samples), ()
     random = RandomReader(inputs, options.random_samples, seed=options.seed)
     note = "calibrated with random data: scales mean nothing for real inputs, use the model for trying things out only"

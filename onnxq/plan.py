@@ -102,6 +102,36 @@ class WeightPlan:
 
 
 @dataclass(frozen=True, slots=True)
+class StoredBlocks:
+    """Where the codes of a weight are whose blocks have scales: as a matrix of N outputs and K inputs.
+
+    Attributes:
+        codes: Name of a constant, uint8, shape (N, bytes): codes of `width` bits, rows filled up with zeros.
+        scale: Name of a constant, float32, shape (N, blocks).
+        zero_point: Name of a constant, uint8, shape (N, blocks), one each.
+        inputs: K.
+        bits: How wide the codes are.
+        size: Weights that share a scale.
+        symmetric: Whether all zero points are the middle code.
+        by_rows: Whether the weight has the shape (N, K); otherwise it has (K, N).
+    """
+
+    codes: str
+    scale: str
+    zero_point: str
+    inputs: int
+    bits: int
+    size: int
+    symmetric: bool
+    by_rows: bool
+
+    @property
+    def width(self) -> int:
+        """Bits that a code is stored in: 2, 4 or 8."""
+        return next(width for width in (2, 4, 8) if width >= self.bits)
+
+
+@dataclass(frozen=True, slots=True)
 class Plan:
     """Which nodes and tensors are quantized, and how.
 

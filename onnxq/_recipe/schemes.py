@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from onnxq._recipe.base import Count, Flag, Model, Shorthand
+from onnxq._recipe.low_bit import BlockMethod
 
 Size = Annotated[int, Field(strict=True, ge=0)]
 
@@ -39,7 +40,8 @@ class WeightOnly(Model):
         default="packed",
         description="packed: as many bits per weight in the file as they are wide, decoded by standard operators; "
         "native: integers behind DequantizeLinear, 2, 4, 8 or 16 bits wide; blocks: large MatMuls become "
-        "MatMulNBits, 4 or 8 bits wide, the rest is packed; rounded: floats that have only the values of the codes.",
+        "MatMulNBits, 4 or 8 bits wide, the rest is packed; rounded: floats that have only the values of the codes. "
+        "With a method, blocks means MatMulNBits and GatherBlockQuantized of 2, 4 or 8 bits, whatever the size.",
     )
     min_size: Size = Field(default=0, description="Only weights with more elements than this.")
     min_channels: Size = Field(default=0, description="Of Conv and ConvTranspose, only weights with more channels.")
@@ -48,8 +50,25 @@ class WeightOnly(Model):
     )
     correction: Flag = Field(default=True, description="Give each channel back its mean and variance.")
     mixed: MixedBits | None = Field(default=None, description="Search the step of each weight; absent: one width.")
-    block_size: Count = Field(
-        default=32, description="Weights that share a scale in MatMulNBits; a power of 2 from 16."
+    block_size: Count | Literal["row"] = Field(
+        default=32,
+        description="Weights that share a scale in MatMulNBits, a power of 2 from 16 to 256; with a method in all "
+        "storages, and other numbers are fine where there is no MatMulNBits. row: all inputs of an output.",
+    )
+    method: BlockMethod | None = Field(
+        default=None,
+        description="How 2-D weights of MatMul, Gemm and Gather become codes with scales of blocks; absent: scales of "
+        "whole channels. All other weights keep these.",
+    )
+    average_bits: Annotated[float, Field(strict=True, ge=2, le=8)] | None = Field(
+        default=None,
+        description="With a method: the width of each weight is chosen so that they average at most this, by what it "
+        "does to the outputs of the layer. Widths are 2, 4 and 8, with storage packed or rounded also 3, 5 and 6.",
+    )
+    compute: Literal["float32", "int8"] | None = Field(
+        default=None,
+        description="What MatMulNBits multiplies with: int8, codes of the activations made on the way, which is many "
+        "times faster and costs little; float32. Absent: int8 with a method, else float32.",
     )
 
 

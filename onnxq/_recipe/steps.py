@@ -150,7 +150,10 @@ class GPTQ(Method):
     damping: Annotated[float, Field(strict=True, gt=0, lt=1)] = Field(
         default=0.01, description="Part of the mean diagonal that is added to the diagonal of X·Xᵀ."
     )
-    block_size: Count = Field(default=128, description="Columns that are compensated at a time.")
+    act_order: Flag = Field(
+        default=True, description="Round the columns with the largest inputs first; otherwise from first to last."
+    )
+    block_size: Count = Field(default=128, description="Columns that are compensated at a time; it decides the speed.")
 
 
 class WeightRounding(Model):

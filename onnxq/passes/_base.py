@@ -38,6 +38,8 @@ class Fact(Enum):
     """`QuantContext.params` holds the scale and zero point of every planned tensor."""
     CODES = auto()
     """`QuantContext.weight_codes` says how every planned weight becomes codes that are decoded to floats."""
+    BLOCKS = auto()
+    """`QuantContext.blocks` holds the codes of the planned weights whose blocks have scales of their own."""
     MOMENTS = auto()
     """`QuantContext.moments` holds what batch normalizations said of their outputs."""
     FACTORS = auto()

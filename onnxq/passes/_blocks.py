@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -22,11 +24,13 @@ class BlockWriter:
     Args:
         graph: Where.
         size: Weights that share a scale.
+        accuracy_level: That of MatMulNBits; 0 leaves it out.
     """
 
-    def __init__(self, graph: GraphModel, size: int) -> None:
+    def __init__(self, graph: GraphModel, size: int, *, accuracy_level: int = 0) -> None:
         self._graph = graph
         self._size = size
+        self._level = {"accuracy_level": accuracy_level} if accuracy_level else {}
         self._known: dict[tuple[str, bool, int], list[Tensor]] = {}
 
     def fits(self, plan: WeightPlan, bits: int) -> bool:
@@ -50,15 +54,30 @@ class BlockWriter:
         outputs, inputs = shape if transposed else shape[::-1]
         width = 4 if bits <= 4 else 8
         constants = self._constants(plan, node, transposed=transposed, bits=width)
+        self.replace(node, constants, {"K": inputs, "N": outputs, "bits": width, "block_size": self._size})
+
+    def replace(self, node: Node, constants: Sequence[Tensor], attrs: Mapping[str, object]) -> None:
+        """Put a MatMulNBits with these constants and attributes, and an Add where there is a bias, in its place."""
+        self._product(node, OPERATOR, constants, DOMAIN, {**attrs, **self._level})
+
+    def as_matmul(self, node: Node, weight: Tensor) -> None:
+        """Put a MatMul, and an Add where there is a bias, in the place of a Gemm.
+
+        Args:
+            node: A Gemm without transA and alpha.
+            weight: Its weight, inputs along the first axis.
+        """
+        self._product(node, "MatMul", [weight], None, {})
+
+    def _product(
+        self, node: Node, op: str, constants: Sequence[Tensor], domain: str | None, attrs: Mapping[str, object]
+    ) -> None:
+        graph, name = self._graph, str(node.name)
         x, result, bias = node.inputs[0], node.outputs[0], self._bias(node)
-        name = str(node.name)
         graph.remove_node(node)
         product = result if bias is None else graph.new_variable(f"{result.name}_product", np.float32)
-        blocks = graph.add_node(
-            OPERATOR, [x, *constants], name=name, outputs=[product], domain=DOMAIN,
-            attrs={"K": inputs, "N": outputs, "bits": width, "block_size": self._size},
-        )  # fmt: skip
-        graph.rename_node(blocks, name)
+        made = graph.add_node(op, [x, *constants], name=name, outputs=[product], domain=domain, attrs=attrs)
+        graph.rename_node(made, name)
         if bias is not None:
             graph.add_node("Add", [product, bias], name=f"{name}_add", outputs=[result])
 

@@ -12,7 +12,7 @@ from onnxq.algos.weight.fixed_bit import find_codes
 from onnxq.algos.weight.mse import MseConfig
 from onnxq.errors import CalibrationError, GraphError, RecipeError
 from onnxq.graph import GraphModel, Node
-from onnxq.passes._decoders import oldest_opset
+from onnxq.passes._decoders import FIRST_WITH_BLOCKS, oldest_opset
 from onnxq.passes._weights import weight_value
 from onnxq.plan import WeightPlan
 from onnxq.recipe import (
@@ -100,7 +100,11 @@ def stored_opsets(recipe: Recipe, scheme: WeightOnly, target: Target) -> tuple[i
     """
     configs = [recipe.weights, *(rule.weights for rule in recipe.rules if rule.weights is not None)]
     bits = [stored_spec(config, None).bits for config in configs] + [16] * (scheme.mixed is not None)
-    return max(target.opset, *(oldest_opset(scheme.storage, width) for width in bits)), oldest_opset(scheme.storage, 8)
+    bits += [2] * (scheme.average_bits is not None)
+    oldest = oldest_opset(scheme.storage, 8)
+    if scheme.storage == "native" and scheme.method is not None:
+        oldest = max(oldest, FIRST_WITH_BLOCKS)
+    return max(target.opset, oldest, *(oldest_opset(scheme.storage, width) for width in bits)), oldest
 
 
 def gain_threshold(bits: int) -> int:
@@ -142,7 +146,7 @@ def check_weight_only(recipe: Recipe) -> None:
     Raises:
         RecipeError: If the recipe asks for something that has no effect here; it names all of it.
     """
-    problems = [*_about_activations(recipe), *_about_steps(recipe)]
+    problems = [*_about_activations(recipe), *_about_steps(recipe), *_about_scheme(recipe)]
     configs = [("weights", recipe.weights)]
     configs += [(f"rules[{i}].weights", r.weights) for i, r in enumerate(recipe.rules) if r.weights is not None]
     mixed = getattr(recipe.scheme, "mixed", None) is not None
@@ -153,6 +157,28 @@ def check_weight_only(recipe: Recipe) -> None:
             problems += [f"{where}.{text}" for text in _about_weights(config)]
     if problems:
         raise RecipeError("scheme weight_only: " + "; ".join(problems))
+
+
+def _about_scheme(recipe: Recipe) -> list[str]:
+    """What does not go together within the scheme."""
+    scheme = recipe.scheme
+    if not isinstance(scheme, WeightOnly):
+        return []
+    problems, size = [], scheme.block_size
+    if scheme.storage == "blocks" and isinstance(size, int) and not (16 <= size <= 256 and size & (size - 1) == 0):
+        problems.append(f"block_size: found {size}; MatMulNBits has powers of 2 from 16 to 256")
+    if scheme.method is None:
+        wrong = {"average_bits": scheme.average_bits is not None, "block_size: row": size == "row"}
+        problems += [f"{name}: needs scales of blocks; set scheme.method" for name, is_so in wrong.items() if is_so]
+        return problems
+    if scheme.mixed is not None:
+        problems.append("mixed: one step for each weight and method do not go together; use average_bits")
+    configs = [recipe.weights, *(rule.weights for rule in recipe.rules if rule.weights is not None)]
+    if scheme.average_bits is not None and any(c.bits is not None or c.type is not None for c in configs):
+        problems.append("average_bits: chooses the width of every weight; leave out weights.bits and weights.type")
+    if any(c.granularity is not None for c in configs):
+        problems.append("weights.granularity: with scheme.method scales are those of blocks; set scheme.block_size")
+    return problems
 
 
 def _about_activations(recipe: Recipe) -> list[str]:

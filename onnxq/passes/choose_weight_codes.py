@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 class ChooseWeightCodes(Pass):
     """Writes ``ctx.weight_codes``: how every weight of the plan becomes codes of the width the plan says.
 
+    Those of ``ctx.blocks`` have codes already.
+
     Given:
         a plan of weights.
     Result:
@@ -39,7 +41,8 @@ class ChooseWeightCodes(Pass):
         Raises:
             GraphError: If a weight holds NaN or infinity.
         """
-        weights = {w.key: w for w in (ctx.plan or Plan()).weights}
+        planned = (ctx.plan or Plan()).weights
+        weights = {w.key: w for w in planned if (w.node, w.index) not in ctx.blocks}
         ctx.weight_codes = {
             key: fixed_codes(graph, weight, correction=self.correction) for key, weight in weights.items()
         }

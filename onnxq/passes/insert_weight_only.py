@@ -11,8 +11,9 @@ from onnxq.algos.weight.codes import WeightCodes, decode, encode
 from onnxq.errors import GraphError
 from onnxq.graph import GraphModel, Tensor
 from onnxq.passes._base import Fact, Pass, PassReport
+from onnxq.passes._block_writer import StoredBlockWriter, accuracy_level
 from onnxq.passes._blocks import BlockWriter
-from onnxq.passes._decoders import Decoder, SharedConstants, oldest_opset
+from onnxq.passes._decoders import FIRST_WITH_BLOCKS, Decoder, SharedConstants, oldest_opset
 from onnxq.passes._weights import weight_value
 from onnxq.plan import Plan, WeightPlan
 
@@ -41,15 +42,20 @@ class InsertWeightOnly(Pass):
           codes of its own; the rest is packed.
         * ``rounded``: floats that have only the values of the codes.
 
-        Except for blocks, the floats are those of `onnxq.algos.weight.codes.decode`, bit for bit.
+        Except for blocks, the floats are those of `onnxq.algos.weight.codes.decode`, bit for bit. Weights of
+        ``ctx.blocks`` have scales of blocks in all storages: packed in the same way; native behind DequantizeLinear
+        with an axis of blocks, of operator set 21, a Gemm as MatMul and Add, as ONNX Runtime fuses only that; blocks
+        as MatMulNBits and GatherBlockQuantized of 2, 4 or 8 bits.
 
     Attributes:
         storage: One of the four.
-        block_size: Weights that share a scale in MatMulNBits; a power of 2 from 16.
+        block_size: Weights that share a scale in the MatMulNBits that get codes here; a power of 2 from 16.
+        compute: What MatMulNBits multiplies with, ``float32`` or ``int8``; None decides by whether codes were chosen.
     """
 
     storage: str = "packed"
     block_size: int = 32
+    compute: str | None = None
 
     requires: ClassVar[frozenset[Fact]] = frozenset({Fact.NAMED, Fact.PLAN, Fact.CODES})
     provides: ClassVar[frozenset[Fact]] = frozenset({Fact.QUANTIZED})
@@ -65,7 +71,7 @@ class InsertWeightOnly(Pass):
         Raises:
             GraphError: If it lacks what decodes the codes.
         """
-        needed = oldest_opset(self.storage, 8)
+        needed = max(oldest_opset(self.storage, 8), FIRST_WITH_BLOCKS if self.storage == "native" and ctx.blocks else 1)
         if (ctx.plan or Plan()).weights and graph.opset < needed:
             raise GraphError(
                 f"{self.storage} weights need operator set {needed}, the model has {graph.opset}; upgrade it first"
@@ -77,10 +83,15 @@ class InsertWeightOnly(Pass):
         Raises:
             GraphError: If the plan does not fit the graph.
         """
-        writer = _Writer(graph, self.storage, self.block_size)
-        plan = ctx.plan or Plan()
+        plan, blocks = ctx.plan or Plan(), ctx.blocks
+        level = accuracy_level(self.compute, chosen=bool(blocks))
+        writer = _Writer(graph, self.storage, self.block_size, level)
         for weight in plan.weights:
-            writer.write(weight, ctx.weight_codes[weight.key])
+            stored = blocks.get((weight.node, weight.index))
+            if stored is None:
+                writer.write(weight, ctx.weight_codes[weight.key])
+            else:
+                writer.stored.write(weight, stored)
         graph.sort()
         return PassReport(changed=len(plan.weights), notes=tuple(writer.notes))
 
@@ -97,12 +108,13 @@ class InsertWeightOnly(Pass):
 
 
 class _Writer:
-    def __init__(self, graph: GraphModel, storage: str, block_size: int) -> None:
+    def __init__(self, graph: GraphModel, storage: str, block_size: int, level: int) -> None:
         self.notes: list[str] = []
         self._graph = graph
         self._storage = storage
         self._shared = SharedConstants(graph)
-        self._blocks = BlockWriter(graph, block_size)
+        self._blocks = BlockWriter(graph, block_size, accuracy_level=level)
+        self.stored = StoredBlockWriter(graph, storage, self._shared, level)
         self._done: dict[str, Tensor] = {}
 
     def write(self, plan: WeightPlan, codes: WeightCodes) -> None:

@@ -190,7 +190,7 @@ def test_hqq_saves_a_good_part_of_the_error_of_few_bits() -> None:
 def slow_gptq(matrix: Any, hessian: Any, shape: BlockShape, config: gptq.GptqConfig) -> Any:
     """GPTQ by the optimal-brain-surgeon formula: invert what is left of H for every column, float64."""
     count = matrix.shape[1]
-    cost = gptq.importance_of(hessian)
+    cost = gptq.importance_of(np.diag(hessian))
     start = round_to_nearest(matrix, shape, cost)
     scale, zero = start.scale.astype(np.float64), start.zero_point.astype(np.float64)
     power = np.diag(hessian)
@@ -235,7 +235,7 @@ def test_no_row_is_worse_with_gptq(
     if unused:
         hessian[0] = hessian[:, 0] = 0
     found = gptq.compensate(matrix, hessian, shape, gptq.GptqConfig(act_order=act_order))
-    nearest = round_to_nearest(matrix, shape, gptq.importance_of(hessian))
+    nearest = round_to_nearest(matrix, shape, gptq.importance_of(np.diag(hessian)))
     before, after = (gptq.output_errors(way.decode() - matrix, hessian) for way in (nearest, found))
     assert (after <= before * (1 + 1e-9)).all()
     assert found.codes.max(initial=0) <= shape.top
@@ -304,7 +304,7 @@ def test_nan_is_refused() -> None:
 def test_awq_finds_the_exponent_that_trying_finds() -> None:
     matrices, hessian = [weights(20, 48), weights(12, 48, seed=1)], inputs_square(48)
     shape = BlockShape(3, 16)
-    found = awq.search_factors(matrices, hessian, [shape, shape], awq.AwqConfig(grid=10))
+    found = awq.search_factors(matrices, [hessian], [shape, shape], awq.AwqConfig(grid=10))
     x = np.linalg.cholesky(hessian + 1e-9 * np.eye(48))  # any X with this X·Xᵀ
     errors = []
     for step in range(11):
@@ -312,9 +312,7 @@ def test_awq_finds_the_exponent_that_trying_finds() -> None:
         factors = (factors / np.sqrt(factors.max() * factors.min())).astype(np.float32)
         total = 0.0
         for matrix in matrices:
-            rounded = round_to_nearest(
-                matrix * factors, shape, gptq.importance_of(hessian / np.outer(factors, factors))
-            )
+            rounded = round_to_nearest(matrix * factors, shape, gptq.importance_of(np.diag(hessian) / factors**2))
             total += float((((rounded.decode() / factors - matrix) @ x) ** 2).sum())
         errors.append(total)
     assert found.exponent == pytest.approx(np.argmin(errors) / 10)
@@ -323,17 +321,25 @@ def test_awq_finds_the_exponent_that_trying_finds() -> None:
 
 
 def test_awq_leaves_alone_what_it_does_not_help() -> None:
-    found = awq.search_factors([weights(8, 32)], np.eye(32), [BlockShape(4, 16)], awq.AwqConfig())
+    found = awq.search_factors([weights(8, 32)], [np.eye(32)], [BlockShape(4, 16)], awq.AwqConfig())
     assert found.exponent == 0
     np.testing.assert_array_equal(found.values, 1)
-    assert (awq.factors_for(np.zeros((4, 4)), 0.5) == 1).all()
+    assert (awq.factors_for(np.zeros(4), 0.5) == 1).all()
+
+
+def test_awq_over_spans_of_inputs_counts_their_errors_alone() -> None:
+    matrix, hessian, shape = weights(20, 48), inputs_square(48), BlockShape(3, 16)
+    hessian[:32, 32:] = hessian[32:, :32] = 0
+    whole = awq.search_factors([matrix], [hessian], [shape], awq.AwqConfig())
+    spans = awq.search_factors([matrix], [hessian[:32, :32], hessian[32:, 32:]], [shape], awq.AwqConfig())
+    assert (whole.exponent, whole.after) == (spans.exponent, pytest.approx(spans.after))
 
 
 def test_awq_refuses_what_it_cannot_use() -> None:
     with pytest.raises(ValueError, match="must be 1 or more"):
         awq.AwqConfig(grid=0)
     with pytest.raises(ValueError, match="for 32 inputs"):
-        awq.search_factors([weights(8, 32)], np.eye(31), [BlockShape(4, 16)], awq.AwqConfig())
+        awq.search_factors([weights(8, 32)], [np.eye(31)], [BlockShape(4, 16)], awq.AwqConfig())
 
 
 # ---- budgets --------------------------------------------------------------------------------------

@@ -9,7 +9,7 @@ Source: Lin et al., "AWQ: Activation-aware Weight Quantization for LLM Compressi
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +19,8 @@ from onnxq.algos.weight.rtn import BlockShape, Matrix, round_to_nearest
 
 _SAMPLED = 512
 """Rows of each matrix that the search looks at."""
+_EVERY = 4
+"""Of the shares of a block's range that are tried, the search tries every so many-th."""
 _WIDEST = 1e4
 """Largest ratio of a factor to the middle of all factors."""
 
@@ -57,7 +59,7 @@ class Factors:
 
 def search_factors(
     matrices: Sequence[Matrix],
-    hessian: Hessian,
+    hessians: Sequence[Hessian],
     shapes: Sequence[BlockShape],
     config: AwqConfig,
     *,
@@ -67,7 +69,8 @@ def search_factors(
 
     Args:
         matrices: Their weights, float32, each (N, K) with the same K.
-        hessian: ``X X'`` of their inputs, shape (K, K); magnitudes are the roots of its diagonal.
+        hessians: ``X X'`` of their inputs; magnitudes are the roots of its diagonal. Where it was taken of spans of
+            inputs only, that of each span: each square, K rows together.
         shapes: Width, size and symmetry of the blocks of each.
         config: Parameters.
         workers: Threads; they do not change the result.
@@ -75,29 +78,38 @@ def search_factors(
     Raises:
         CalibrationError: If a matrix or the hessian holds NaN or infinity.
     """
-    check_hessian(hessian, matrices[0].shape[1])
-    rows = [np.ascontiguousarray(m[:: max(1, -(-len(m) // _SAMPLED))], np.float32) for m in matrices]
-    before = _error(rows, hessian, shapes, np.ones(len(hessian), np.float32), workers)
-    best = Factors(np.ones(len(hessian), np.float32), 0.0, before, before)
+    inputs, power = matrices[0].shape[1], np.concatenate([np.diag(h) for h in hessians])
+    if power.size != inputs:
+        raise ValueError(f"hessians of {power.size} for {inputs} inputs")
+    for hessian in hessians:
+        check_hessian(hessian, len(hessian))
+    shapes = [replace(shape, shares=shape.shares[::_EVERY]) for shape in shapes]
+    rows = [np.array(m[:: max(1, -(-len(m) // _SAMPLED))], np.float32, order="C") for m in matrices]
+    before = _error(rows, hessians, shapes, np.ones(inputs, np.float32), workers)
+    best = Factors(np.ones(inputs, np.float32), 0.0, before, before)
     for step in range(1, config.grid + 1):
         exponent = step / config.grid
-        factors = factors_for(hessian, exponent)
-        error = _error(rows, hessian, shapes, factors, workers)
+        factors = factors_for(power, exponent)
+        error = _error(rows, hessians, shapes, factors, workers)
         if error < best.after:
             best = Factors(factors, exponent, before, error)
     return best
 
 
-def factors_for(hessian: Hessian, exponent: float) -> NDArray[np.float32]:
-    """Magnitudes of the inputs to a power, their middle being 1; 1 for inputs that were never used."""
-    magnitude = np.sqrt(np.maximum(np.diag(hessian), 0.0))
+def factors_for(power: NDArray[np.float64], exponent: float) -> NDArray[np.float32]:
+    """Magnitudes of the inputs to an exponent, their middle being 1; 1 for inputs that were never used.
+
+    Args:
+        power: Squared magnitudes, shape (K,).
+        exponent: From 0 to 1.
+    """
+    magnitude = np.sqrt(np.maximum(power, 0.0))
     used = magnitude > 0
-    if not used.any():
-        return np.ones(len(hessian), np.float32)
-    factors = np.ones(len(hessian))
-    factors[used] = magnitude[used] ** exponent
-    middle = np.sqrt(factors[used].max() * factors[used].min())
-    factors[used] = np.clip(factors[used] / middle, 1 / _WIDEST, _WIDEST)
+    factors = np.ones(len(power))
+    if used.any():
+        factors[used] = magnitude[used] ** exponent
+        middle = np.sqrt(factors[used].max() * factors[used].min())
+        factors[used] = np.clip(factors[used] / middle, 1 / _WIDEST, _WIDEST)
     return factors.astype(np.float32)
 
 
@@ -108,12 +120,18 @@ def scaled_hessian(hessian: Hessian, factors: NDArray[np.float32]) -> Hessian:
 
 
 def _error(
-    rows: Sequence[Matrix], hessian: Hessian, shapes: Sequence[BlockShape], factors: NDArray[np.float32], workers: int
+    rows: Sequence[Matrix],
+    hessians: Sequence[Hessian],
+    shapes: Sequence[BlockShape],
+    factors: NDArray[np.float32],
+    workers: int,
 ) -> float:
-    scaled = scaled_hessian(hessian, factors)
-    importance, total = importance_of(scaled), 0.0
+    ends = np.cumsum([len(h) for h in hessians])
+    spans = [slice(int(end) - len(h), int(end)) for end, h in zip(ends, hessians, strict=True)]
+    squares = [scaled_hessian(h, factors[span]) for h, span in zip(hessians, spans, strict=True)]
+    importance, total = importance_of(np.concatenate([np.diag(s) for s in squares])), 0.0
     for matrix, shape in zip(rows, shapes, strict=True):
         wanted = matrix * factors
-        found = round_to_nearest(wanted, shape, importance, workers=workers)
-        total += float(output_errors(found.decode() - wanted, scaled).sum())
+        error = round_to_nearest(wanted, shape, importance, workers=workers).decode() - wanted
+        total += sum(float(output_errors(error[:, n], h).sum()) for n, h in zip(spans, squares, strict=True))
     return total

@@ -119,6 +119,11 @@ def pack_rows(values: NDArray[np.uint8], bits: int) -> NDArray[np.uint8]:
     return _packed(values, bits)
 
 
+def unpack_rows(stored: NDArray[np.uint8], bits: int) -> NDArray[np.uint8]:
+    """The inverse of `pack_rows`, with what rows were filled up with."""
+    return _unpacked(stored, bits)
+
+
 def _packed(values: NDArray[np.uint8], bits: int) -> NDArray[np.uint8]:
     """Neighbours along the last axis in one byte each, where they have 2 or 4 bits."""
     if bits == 8:

@@ -16,7 +16,7 @@ from functools import partial
 import numpy as np
 from numpy.typing import NDArray
 
-from onnxq.algos.weight.rtn import BlockMatrix, BlockShape, Matrix, by_rows, round_to_nearest
+from onnxq.algos.weight.rtn import BlockMatrix, BlockShape, Matrix, by_rows, in_pieces, round_to_nearest
 from onnxq.errors import CalibrationError
 
 Hessian = NDArray[np.float64]
@@ -52,7 +52,7 @@ def compensate(
     by it on the data that H was taken from.
 
     Args:
-        matrix: float32, shape (N, K), finite.
+        matrix: float32, shape (N, K), finite; any strides, it is worked on a few rows at a time.
         hessian: ``X X'``, shape (K, K); inputs that were never used have a zero there and are rounded to nearest.
         shape: Width, size and symmetry of the blocks.
         config: Parameters.
@@ -61,13 +61,13 @@ def compensate(
     Raises:
         CalibrationError: If the matrix or the hessian holds NaN or infinity.
     """
-    check_hessian(hessian, matrix.shape[1])
-    importance = importance_of(hessian)
-    nearest = round_to_nearest(matrix, shape, importance, workers=workers)
-    order = np.argsort(-np.diag(hessian), kind="stable") if config.act_order else np.arange(matrix.shape[1])
-    solver = _Solver(matrix, hessian, shape, config, order, importance, workers)
-    found = solver.run(nearest.scale.copy(), nearest.zero_point.copy(), fresh=not config.act_order)
-    return better_rows(matrix, hessian, nearest, found)
+    solver = _Solver(hessian, matrix.shape[1], config, workers)
+
+    def work(rows: Matrix) -> BlockMatrix:
+        nearest = round_to_nearest(rows, shape, solver.importance, workers=workers)
+        return solver.improved(rows, nearest, fresh=not config.act_order)
+
+    return in_pieces(matrix, work)
 
 
 def compensate_fixed(
@@ -85,10 +85,7 @@ def compensate_fixed(
     Raises:
         CalibrationError: If the hessian holds NaN or infinity.
     """
-    check_hessian(hessian, matrix.shape[1])
-    order = np.argsort(-np.diag(hessian), kind="stable") if config.act_order else np.arange(matrix.shape[1])
-    solver = _Solver(matrix, hessian, start.shape, config, order, importance_of(hessian), workers)
-    return better_rows(matrix, hessian, start, solver.run(start.scale, start.zero_point, fresh=False))
+    return _Solver(hessian, matrix.shape[1], config, workers).improved(matrix, start, fresh=False)
 
 
 def check_hessian(hessian: Hessian, inputs: int) -> None:
@@ -104,9 +101,13 @@ def check_hessian(hessian: Hessian, inputs: int) -> None:
         raise CalibrationError("the layer's inputs hold NaN or infinity; check the calibration data")
 
 
-def importance_of(hessian: Hessian) -> NDArray[np.float32]:
-    """What a squared error of each input costs, >= 0, shape (K,); a little for inputs that were never used."""
-    power = np.maximum(np.diag(hessian), 0.0)
+def importance_of(power: NDArray[np.float64]) -> NDArray[np.float32]:
+    """What a squared error of each input costs, > 0, shape (K,): a little for inputs that were never used.
+
+    Args:
+        power: The diagonal of H, shape (K,).
+    """
+    power = np.maximum(power, 0.0)
     mean = float(power.mean()) or 1.0
     return (power / mean + 1e-3).astype(np.float32)
 
@@ -163,43 +164,42 @@ def _inverse_of_lower(lower: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 class _Solver:
-    """The loop over chunks of columns."""
+    """What all rows of a layer share, and the loop over chunks of columns."""
 
-    def __init__(
-        self, matrix: Matrix, hessian: Hessian, shape: BlockShape, config: GptqConfig, order: NDArray[np.intp],
-        importance: NDArray[np.float32], workers: int,
-    ) -> None:  # fmt: skip
-        self._shape = shape
-        self._order = order
+    def __init__(self, hessian: Hessian, inputs: int, config: GptqConfig, workers: int) -> None:
+        check_hessian(hessian, inputs)
+        self.importance = importance_of(np.diag(hessian))
+        self._hessian = hessian
         self._workers = workers
-        self._importance = importance
         self._chunk = config.columns
-        self._upper = inverse_factor(hessian[np.ix_(order, order)], config.damping)
-        self._work = np.ascontiguousarray(matrix[:, order], np.float32)
-        self._matrix = matrix
+        self._order = np.argsort(-np.diag(hessian), kind="stable") if config.act_order else np.arange(inputs)
+        self._upper = inverse_factor(hessian[np.ix_(self._order, self._order)], config.damping)
 
-    def run(self, scale: NDArray[np.float32], zero: NDArray[np.uint8], *, fresh: bool) -> BlockMatrix:
-        """Round all columns; with `fresh` the scales are found on the way and written over those given."""
+    def improved(self, rows: Matrix, nearest: BlockMatrix, *, fresh: bool) -> BlockMatrix:
+        """Codes with a smaller error; with `fresh`, with scales of their own."""
+        return better_rows(rows, self._hessian, nearest, self._run(rows, nearest, fresh=fresh))
+
+    def _run(self, rows: Matrix, nearest: BlockMatrix, *, fresh: bool) -> BlockMatrix:
         from onnxq.algos.weight._grid_kernels import gptq_columns
 
-        rows, inputs = self._work.shape
-        shape, work, upper = self._shape, self._work, self._upper
-        codes = np.empty((rows, inputs), np.uint8)
+        shape, upper, (count, inputs) = nearest.shape, self._upper, rows.shape
+        work = np.ascontiguousarray(rows[:, self._order], np.float32)
+        codes = np.empty((count, inputs), np.uint8)
         block_of = (self._order // shape.size).astype(np.int64)
-        scale, zero = np.ascontiguousarray(scale), np.ascontiguousarray(zero)
+        scale, zero = np.array(nearest.scale, order="C"), np.array(nearest.zero_point, order="C")
         fixed = (shape.size, float(shape.top), shape.symmetric, np.array(shape.shares), fresh, scale, zero, codes)
-        for begin, end in self._chunks(inputs, fresh=fresh):
-            errors = np.empty((rows, end - begin), np.float32)
-            args = (work, upper, block_of, self._importance, *fixed, errors, begin, end)
-            by_rows(partial(gptq_columns, *args), rows, end - begin, self._workers)
+        for begin, end in self._chunks(inputs, shape.size, fresh=fresh):
+            errors = np.empty((count, end - begin), np.float32)
+            args = (work, upper, block_of, self.importance, *fixed, errors, begin, end)
+            by_rows(partial(gptq_columns, *args), count, end - begin, self._workers)
             work[:, end:] -= errors @ upper[begin:end, end:]
         placed = np.empty_like(codes)
         placed[:, self._order] = codes
         return BlockMatrix(shape, placed, scale, zero)
 
-    def _chunks(self, inputs: int, *, fresh: bool) -> Iterator[tuple[int, int]]:
+    def _chunks(self, inputs: int, size: int, *, fresh: bool) -> Iterator[tuple[int, int]]:
         """Spans of columns; whole blocks where these need all that is known of their weights."""
-        size = min(self._shape.size, inputs)
+        size = min(size, inputs)
         step = -(-self._chunk // size) * size if fresh else self._chunk
         for begin in range(0, inputs, step):
             yield begin, min(begin + step, inputs)

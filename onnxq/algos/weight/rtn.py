@@ -5,7 +5,7 @@ A weight is a matrix of N outputs (rows) and K inputs here, cut into blocks alon
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -165,6 +165,31 @@ def round_to_nearest(
     """
     scale, zero = find_grid(matrix, shape, importance, workers=workers)
     return BlockMatrix(shape, nearest_codes(matrix, shape, scale, zero, workers=workers), scale, zero)
+
+
+def in_pieces(matrix: Matrix, work: Callable[[Matrix], BlockMatrix]) -> BlockMatrix:
+    """What `work` makes of the rows of a matrix, a few rows at a time; they must not depend on each other.
+
+    Args:
+        matrix: shape (N, K), any strides; a memmap of it is read once.
+        work: Gets some rows as a float32 array of its own.
+    """
+    step = max(1, _PIECE // max(matrix.shape[1], 1))
+    found = [
+        work(np.array(matrix[start : start + step], np.float32, order="C")) for start in range(0, len(matrix), step)
+    ]
+    if len(found) == 1:
+        return found[0]
+    codes, scale, zero = (np.concatenate([getattr(f, n) for f in found]) for n in ("codes", "scale", "zero_point"))
+    return BlockMatrix(found[0].shape, codes, scale, zero)
+
+
+def beside(parts: Sequence[BlockMatrix]) -> BlockMatrix:
+    """Matrices with the same rows and blocks, joined along their inputs; all but the last have whole blocks."""
+    codes, scale, zero = (
+        np.concatenate([getattr(part, name) for part in parts], axis=1) for name in ("codes", "scale", "zero_point")
+    )
+    return BlockMatrix(parts[0].shape, codes, scale, zero)
 
 
 def by_rows(work: Callable[[int, int], None], rows: int, inputs: int, workers: int) -> None:
