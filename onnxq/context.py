@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from onnxq.algos.moments import Moments
     from onnxq.algos.weight.codes import WeightCodes
     from onnxq.algos.weight.mixed_bit import FoundStep
+    from onnxq.calib.distributed import Workers
     from onnxq.calib.known import KnownStats
     from onnxq.calib.readers import Reader
     from onnxq.factors import LayerFactors
@@ -57,6 +58,7 @@ class QuantContext:
         reports: One per pass that ran.
         metadata: Entries for the model's `metadata_props`.
         threads: How many threads calibration may use.
+        workers: Who calibrates in the place of these threads.
         seed: Seed of every random choice.
         progress: Is told of long work: what is being done, how much is done, of how much (None: not known).
         samples: How many samples calibration used.
@@ -87,6 +89,7 @@ class QuantContext:
     reports: list[PassReport] = field(default_factory=list)
     metadata: dict[str, str] = field(default_factory=dict)
     threads: int = 0
+    workers: Workers | None = None
     seed: int = 0
     progress: Callable[[str, int, int | None], None] | None = None
     samples: int = 0

@@ -10,6 +10,7 @@ from pathlib import Path
 import onnx
 
 from onnxq._version import __version__
+from onnxq.calib.distributed import Where, Workers, opened
 from onnxq.calib.readers import CheckedReader, DataLike, RandomReader, as_reader
 from onnxq.context import QuantContext
 from onnxq.errors import DataError, ModelError, OnnxqError, PassError, RecipeError
@@ -281,6 +282,7 @@ def quantize(
     recipe: RecipeLike | None = None,
     target: str | None = None,
     threads: int = 0,
+    workers: Workers | Where | None = None,
     instruments: Sequence[Instrument] = (),
     progress: Progress | None = None,
 ) -> Result:
@@ -293,6 +295,8 @@ def quantize(
         recipe: What is wanted; by default the best known recipe.
         target: Backend, if not the recipe's.
         threads: Threads of calibration, 0 for all cores. It does not change the result.
+        workers: Calibrate on so many processes, each with `threads`, or on those of a scheduler of dask.distributed:
+            its address, or `onnxq.calib.distributed.Workers` that are open. It does not change the result either.
         instruments: Observers of every pass.
         progress: Is told how far calibration is.
 
@@ -305,7 +309,8 @@ def quantize(
     reader, notes = reader_for(graph, data, recipe_)
     ctx = context_for(recipe_, reader, threads, progress)
     manager = build(recipe_, ctx.target, instruments=instruments)
-    return carry_out(manager, graph, ctx, original=original, source=source, notes=notes)
+    with opened(workers, threads=threads) as ctx.workers:
+        return carry_out(manager, graph, ctx, original=original, source=source, notes=notes)
 
 
 def carry_out(

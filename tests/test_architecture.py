@@ -57,7 +57,7 @@ LAYERS: dict[str, set[str]] = {
     "costs": {"errors", "spec", "graph"},
     "runtime": {"errors", "spec", "graph", "modelio", "calib.feeds"},
     "algos": {"errors", "spec", "stats", "algos"},
-    "calib": {"errors", "spec", "stats", "observers", "recipe", "runtime", "algos", "calib"},
+    "calib": {"_version", "errors", "spec", "stats", "observers", "recipe", "runtime", "algos", "calib"},
     "context": {"errors", "spec", "stats", "recipe", "plan", "targets", "calib", "algos", "passes._base"}
     | {"factors", "graph", "learned"},
     "instruments": {"errors", "context", "graph", "modelio", "runtime", "passes._base"},
@@ -105,6 +105,7 @@ ONLY_IMPORTER: dict[str, tuple[str, ...]] = {
     "rich": ("cli", "instruments"),
     "jinja2": ("report",),
     "constriction": ("packing",),
+    "distributed": ("calib",),
 }
 
 

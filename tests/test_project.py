@@ -110,7 +110,9 @@ def test_every_import_of_the_package_is_a_dependency():
                 used.add((node.module or "").split(".")[0])
     used -= {"onnxq", "typing_extensions"} | sys.stdlib_module_names  # the latter for type checkers only
     project = pyproject()["project"]
-    named = {re.split(r"[<>=~!\[;]", d)[0] for d in project["dependencies"] + project["optional-dependencies"]["pack"]}
+    extras = project["optional-dependencies"]
+    needed = [*project["dependencies"], *extras["pack"], *extras["distributed"]]
+    named = {re.split(r"[<>=~!\[;]", d)[0] for d in needed}
     assert {installed_as.get(name, name) for name in used} <= named
 
 

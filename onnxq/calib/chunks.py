@@ -172,7 +172,7 @@ def first_batches(feeds: Iterable[Feed], count: int, batch: int, inputs: Sequenc
 
 
 class ContentDigest:
-    """sha256 over samples that does not depend on the feeds they came in.
+    """sha256 over samples that does not depend on the feeds they came in: that of the samples' own, in their order.
 
     Args:
         inputs: The model's inputs; None takes axis 0 of every array for the samples.
@@ -184,17 +184,24 @@ class ContentDigest:
 
     def add(self, feed: Feed) -> None:
         """Take the samples of one more feed."""
-        carried = split_rule(self._inputs, feed).carried
-        rows = sample_count(feed, carried)
-        for row in range(rows or 1):
-            for name in sorted(feed):
-                array = feed[name] if rows is None or name not in carried else feed[name][row]
-                self._hash.update(f"{name}|{array.dtype.str}|{array.shape}|".encode())
-                self._hash.update(_content(array))
+        for digest in sample_digests(feed, split_rule(self._inputs, feed).carried):
+            self._hash.update(digest)
 
     def hexdigest(self) -> str:
         """The digest of everything added so far."""
         return self._hash.hexdigest()
+
+
+def sample_digests(feed: Feed, carried: frozenset[str]) -> Iterator[bytes]:
+    """sha256 of each sample of a feed."""
+    rows = sample_count(feed, carried)
+    for row in range(rows or 1):
+        digest = hashlib.sha256()
+        for name in sorted(feed):
+            array = feed[name] if rows is None or name not in carried else feed[name][row]
+            digest.update(f"{name}|{array.dtype.str}|{array.shape}|".encode())
+            digest.update(_content(array))
+        yield digest.digest()
 
 
 def _content(array: Array) -> bytes | memoryview:

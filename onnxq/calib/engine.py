@@ -35,6 +35,9 @@ BATCH_BYTES = 1 << 22
 """A batch grows until the tensors of interest take about this much: beyond, it no longer fits the caches."""
 LARGEST_BATCH = 32
 
+Sums = dict[str, tuple[NDArray[np.float64], int]]
+"""Sums of each channel by tensor name, float64 of shape (C,), and of how many values."""
+
 OnSamples = Callable[[int], None]
 """Is told the number of samples done so far."""
 
@@ -171,8 +174,43 @@ class _Done:
 
     samples: int
     bad: tuple[str, ...]
-    sums: dict[str, tuple[NDArray[np.float64], int]]
+    sums: Sums
     seen: dict[str, NDArray[np.float32]]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Part:
+    """What batches that follow each other have shown.
+
+    Attributes:
+        samples: Number behind the last sample; 0 where there was none.
+        stats: Statistics by tensor name, without what follows.
+        sums: Sums of channels: of each batch, or of all of them.
+        observed: The user's observers by tensor name.
+    """
+
+    samples: int
+    stats: Mapping[str, TensorStats]
+    sums: tuple[Sums, ...]
+    observed: Mapping[str, tuple[Observed, ...]]
+
+
+class BadBatch(Exception):  # noqa: N818 - it is told as a CalibrationError
+    """A batch on which a tensor holds NaN or infinity.
+
+    Args:
+        start: Number of its first sample.
+        samples: How many it has.
+        tensor: The first such tensor.
+        feed: The batch.
+    """
+
+    def __init__(self, start: int, samples: int, tensor: str, feed: Feed) -> None:
+        super().__init__(start, samples, tensor, feed)
+        self.start = start
+        self.samples = samples
+        self.tensor = tensor
+        self.feed = feed
 
 
 @dataclass
@@ -208,9 +246,29 @@ class Collector:
             CalibrationError: If a tensor holds NaN or infinity, or there are no samples.
             DataError: If a feed does not fit the model.
         """
-        names = [p.tensor for p in self.points]
+        try:
+            return self.total([self.part(self.batches(feeds))])
+        except BadBatch as err:
+            raise self.blame(err) from None
+
+    @property
+    def taps(self) -> tuple[str, ...]:
+        """What the session is asked for."""
         inside = {i.name for i in self.inputs} | self.reduced.tensors
-        taps = [*(name for name in names if name not in inside), *self.reduced.outputs]
+        return (*(p.tensor for p in self.points if p.tensor not in inside), *self.reduced.outputs)
+
+    def part(self, batches: Iterable[tuple[int, Feed]], *, apart: bool = False) -> Part:
+        """Run some batches that follow each other.
+
+        Args:
+            batches: With the number of each one's first sample.
+            apart: Keep the sums of every batch by itself.
+
+        Raises:
+            BadBatch: If a tensor holds NaN or infinity.
+            DataError: If a feed does not fit the model.
+        """
+        taps = self.taps
         free: SimpleQueue[_Worker] = SimpleQueue()
         crew = [self._worker() for _ in range(self.workers)]
         for worker in crew:
@@ -223,25 +281,50 @@ class Collector:
             finally:
                 free.put(worker)
 
-        sums: dict[str, tuple[NDArray[np.float64], int]] = {}
+        sums: list[Sums] = []
         samples = 0
         observers = {p.tensor: [Observed.start(p.tensor, request) for request in p.observers] for p in self.points}
         with ThreadPoolExecutor(self.workers) as pool:
-            for start, feed, done in _ordered(pool, work, self._batches(feeds, taps), 2 * self.workers):
+            for start, feed, done in _ordered(pool, work, iter(batches), 2 * self.workers):
                 if done.bad:
-                    raise CalibrationError(self._blame(start, feed, done))
-                _add_sums(sums, done.sums)
+                    raise BadBatch(start, done.samples, done.bad[0], feed)
+                if apart or not sums:
+                    sums.append(done.sums)
+                else:
+                    sums[0] = _added(sums[0], done.sums)
                 for name, x in done.seen.items():  # here, not on the workers: in the order of the data
                     for observer in observers[name]:
                         observer.see(x)
                 samples = start + done.samples
                 if self.on_samples is not None:
                     self.on_samples(samples)
-        if not samples:
-            raise CalibrationError("there was not a single sample to calibrate with")
         found = [worker.stats() for worker in crew]
-        total = {name: _merged([stats[name] for stats in found], sums.get(name)) for name in names}
-        return {name: replace(total[name], observed=tuple(observers[name]) or None) for name in names}
+        merged = {p.tensor: _merged([stats[p.tensor] for stats in found]) for p in self.points}
+        return Part(samples, merged, tuple(sums), {name: tuple(seen) for name, seen in observers.items()})
+
+    def total(self, parts: Iterable[Part]) -> dict[str, TensorStats]:
+        """Put parts together, in the order of the samples.
+
+        Raises:
+            CalibrationError: If there are no samples, or observers do not merge.
+        """
+        stats: dict[str, TensorStats] = {}
+        sums: Sums = {}
+        observed: dict[str, tuple[Observed, ...]] = {}
+        for part in parts:
+            if not part.samples:
+                continue
+            for name, new in part.stats.items():
+                stats[name] = _merged([stats[name], new]) if name in stats else new
+            sums = _added(sums, *part.sums)
+            for name, seen in part.observed.items():
+                old = observed.get(name)
+                observed[name] = seen if old is None else tuple(a.merge(b) for a, b in zip(old, seen, strict=True))
+        if not stats:
+            raise CalibrationError("there was not a single sample to calibrate with")
+        for name, (values, count) in sums.items():
+            stats[name] = replace(stats[name], channel_sum=values, channel_count=count)
+        return {p.tensor: replace(stats[p.tensor], observed=observed.get(p.tensor) or None) for p in self.points}
 
     def _worker(self) -> _Worker:
         fetched = {p.tensor: _Accumulator(p) for p in self.points if p.tensor not in self.reduced.tensors}
@@ -256,15 +339,38 @@ class Collector:
         arrays = [x for x in (*found.values(), *sample.values()) if isinstance(x, np.ndarray)]
         return 4 * sum(extremes.counts) + sum(x.nbytes for x in arrays)
 
-    def _batches(self, feeds: Iterable[Feed], taps: Sequence[str]) -> Iterator[tuple[int, Feed]]:
-        size = self.batch or batching(self.inputs).fixed
-        if any(point.batches for point in self.points) and not batching(self.inputs).fixed:
-            return self._as_given(feeds)
+    def batches(self, feeds: Iterable[Feed]) -> Iterator[tuple[int, Feed]]:
+        """The batches that are run, each with the number of its first sample.
+
+        Raises:
+            DataError: If a feed does not fit the model.
+        """
+        if self.as_given:
+            yield from self._as_given(feeds)
+            return
+        rest = iter(feeds)
+        for first in rest:  # one at the most
+            yield from rechunk(_chain(first, rest), self.size(first), self.inputs)
+
+    @property
+    def as_given(self) -> bool:
+        """Whether the batches are those that the data come in."""
+        return any(point.batches for point in self.points) and not batching(self.inputs).fixed
+
+    def size(self, first: Feed) -> int:
+        """How many samples a batch has, unless it is `as_given`.
+
+        It is judged by shapes or, where they are not known, by running a sample.
+
+        Args:
+            first: The first feed of the data.
+        """
+        fixed = batching(self.inputs).fixed
         if any(point.singly for point in self.points):
-            size = batching(self.inputs).fixed or 1
-        if size:
-            return rechunk(feeds, size, self.inputs)
-        return self._sized(iter(feeds), taps)
+            return fixed or 1
+        if self.batch or fixed:
+            return self.batch or fixed or 1
+        return batch_for(self._sample_bytes(self.taps, next(rechunk([first], 1, self.inputs))[1]))
 
     def _as_given(self, feeds: Iterable[Feed]) -> Iterator[tuple[int, Feed]]:
         start = 0
@@ -272,21 +378,13 @@ class Collector:
             yield start, feed
             start += _rows(feed, self.inputs)
 
-    def _sized(self, feeds: Iterator[Feed], taps: Sequence[str]) -> Iterator[tuple[int, Feed]]:
-        """Choose the batch by the shapes or, where they are not known, by running the first sample."""
-        first = next(feeds, None)
-        if first is None:
-            return
-        sample = next(rechunk([first], 1, self.inputs))[1]
-        yield from rechunk(_chain(first, feeds), batch_for(self._sample_bytes(taps, sample)), self.inputs)
-
     def _measure(self, worker: _Worker, taps: Sequence[str], feed: Feed) -> _Done:
         found: dict[str, Any] = dict(zip(taps, self.session.run(taps, feed), strict=True)) if taps else {}
         rows = _rows(feed, self.inputs)
         bad = set(worker.extremes.add(found, rows))
         if not bad:
             worker.count({name: found[output] for name, output in self.reduced.rows.items()})
-        sums: dict[str, tuple[NDArray[np.float64], int]] = {}
+        sums: Sums = {}
         seen: dict[str, NDArray[np.float32]] = {}
         for point in self.points:
             if point.tensor not in worker.accumulators:
@@ -304,12 +402,13 @@ class Collector:
                 seen[point.tensor] = x
         return _Done(rows, tuple(p.tensor for p in self.points if p.tensor in bad), sums, seen)
 
-    def _blame(self, start: int, feed: Feed, done: _Done) -> str:
-        stop = start + done.samples - 1
-        where = f"sample {start}" if stop == start else f"samples {start} to {stop}"
-        origin = self.explain(feed) if self.explain is not None else ""
-        return (
-            f"{where}: tensor {done.bad[0]!r} holds NaN or infinity{origin}; "
+    def blame(self, bad: BadBatch) -> CalibrationError:
+        """What to tell a user about a batch."""
+        stop = bad.start + bad.samples - 1
+        where = f"sample {bad.start}" if stop == bad.start else f"samples {bad.start} to {stop}"
+        origin = self.explain(bad.feed) if self.explain is not None else ""
+        return CalibrationError(
+            f"{where}: tensor {bad.tensor!r} holds NaN or infinity{origin}; "
             "remove the samples or mend the model, or leave the node out with --skip"
         )
 
@@ -342,25 +441,21 @@ def _ordered(
             future.cancel()
 
 
-def _add_sums(
-    sums: dict[str, tuple[NDArray[np.float64], int]], new: dict[str, tuple[NDArray[np.float64], int]]
-) -> None:
-    for name, (values, count) in new.items():
-        if name in sums:
-            old, before = sums[name]
-            sums[name] = (old + values, before + count)
-        else:
-            sums[name] = (values, count)
+def _added(*found: Sums) -> Sums:
+    """The sums of batches, added from left to right."""
+    total = dict(found[0])
+    for new in found[1:]:
+        for name, (values, count) in new.items():
+            old = total.get(name)
+            total[name] = (values, count) if old is None else (old[0] + values, old[1] + count)
+    return total
 
 
-def _merged(found: Sequence[TensorStats], sums: tuple[NDArray[np.float64], int] | None) -> TensorStats:
+def _merged(found: Sequence[TensorStats]) -> TensorStats:
     parts = [stats for stats in found if stats.count]
     if not parts:
         return found[0]
     total = parts[0]
     for part in parts[1:]:
         total = total.merge(part)
-    if sums is None:
-        return total
-    values, count = sums
-    return replace(total, channel_sum=values, channel_count=count)
+    return total

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -51,6 +51,20 @@ class Source(Protocol):
 
     def remarks(self) -> tuple[str, ...]:
         """What is worth knowing about how they are read, a sentence each."""
+        ...
+
+
+@runtime_checkable
+class Divisible(Protocol):
+    """A source of files of which each is one sample, so that any of them can be read without those in front."""
+
+    def part(self, first: int, count: int) -> Source | None:
+        """Some of its samples as a source that can be read elsewhere; None where files hold any number of them.
+
+        Args:
+            first: Number of the first one.
+            count: How many.
+        """
         ...
 
 
@@ -182,6 +196,13 @@ class FolderSource:
     def len_hint(self) -> int | None:
         """How many samples there are, if known."""
         return len(self._paths) if self._single else None
+
+    def part(self, first: int, count: int) -> FolderSource | None:
+        """Some of its files, by absolute paths; see `Divisible`."""
+        if not self._single:
+            return None
+        paths = [path.absolute() for path in self._paths[first : first + count]]
+        return FolderSource(self._label, self._kind, paths, self._load, single=True)
 
     def describe(self) -> str:
         """What the data are, in a few words."""

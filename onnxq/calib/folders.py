@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -98,11 +99,15 @@ def _files(
         label,
         kind,
         files,
-        lambda file: {info.name: image.load(file)},
+        partial(_load_image, info.name, image),
         single=True,
         workers=decode_workers(),
         remarks=[image.note] if image.note else [],
     )
+
+
+def _load_image(name: str, image: ImageInput, file: Path) -> Feed:
+    return {name: image.load(file)}
 
 
 def _only(inputs: Sequence[InputInfo], path: Path) -> InputInfo:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -207,6 +207,14 @@ class _FoldersSource:
     def len_hint(self) -> int | None:
         """How many samples there are, if known."""
         return self._count if self._single else None
+
+    def part(self, first: int, count: int) -> _FoldersSource | None:
+        """Some of its files, by absolute paths; see `onnxq.calib.files.Divisible`."""
+        if not self._single:
+            return None
+        end = min(first + count, self._count)
+        parts = [replace(p, files=tuple(file.absolute() for file in p.files[first:end])) for p in self._parts]
+        return _FoldersSource(parts, end - first)
 
     def describe(self) -> str:
         """What the data are, in a few words."""

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from onnxq.calib.arrays import MemoryColumn
 from onnxq.calib.chunks import ContentDigest, head, rechunk, samples, take
 from onnxq.calib.feeds import Feed, InputInfo, as_array, batching, check_feed
-from onnxq.calib.files import Located, Source, TableSource
+from onnxq.calib.files import Divisible, Located, Source, TableSource
 from onnxq.calib.folders import open_source
 from onnxq.calib.input_folders import FileKind, Folders
 from onnxq.calib.layouts import Layout
@@ -174,6 +174,26 @@ class CheckedReader:
     def notes(self) -> tuple[str, ...]:
         """How the data are read, and what was converted in the feeds read so far."""
         return tuple(dict.fromkeys([*self._source.remarks(), *self._notes]))
+
+    def part(self, first: int, count: int) -> CheckedReader | None:
+        """Some of the samples, to be read where this reader is sent to; None where files are not one sample each.
+
+        Args:
+            first: Number of the first one.
+            count: How many.
+        """
+        found = self._source.part(first, count) if isinstance(self._source, Divisible) else None
+        return None if found is None else CheckedReader(found, self._inputs)
+
+    def adopt(self, digest: str, notes: Sequence[str]) -> None:
+        """Take over what a complete pass elsewhere has found.
+
+        Args:
+            digest: That of all samples; see `digest`.
+            notes: What was converted.
+        """
+        self._digest = digest
+        self._note(notes)
 
     def len_hint(self) -> int | None:
         """How many samples there are, where that is known without reading them."""

@@ -11,10 +11,11 @@ from onnxq.calib.engine import Collector
 from onnxq.calib.feeds import Feed
 from onnxq.calib.points import StatisticPoint
 from onnxq.calib.reductions import reductions_for
+from onnxq.calib.shards import Job
 from onnxq.graph import GraphModel
 from onnxq.passes._inputs import inputs_of
 from onnxq.passes._linear import describe
-from onnxq.runtime import make_session, thread_count
+from onnxq.runtime import make_session, serialized, thread_count
 from onnxq.stats import TensorStats
 
 if TYPE_CHECKING:
@@ -31,7 +32,7 @@ def measure(
 
     Args:
         graph: The model.
-        ctx: Its reader, threads and progress are used.
+        ctx: Its reader, threads, workers and progress are used.
         points: What to measure.
         nonnegative: Names of tensors without values below zero.
 
@@ -68,7 +69,10 @@ def measure(
         explain=lambda feed: _explain(graph, feed),
         reduced=reduced,
     )
-    return collector.run(ctx.reader)
+    if ctx.workers is None:
+        return collector.run(ctx.reader)
+    job = Job(serialized(graph, taps or None, extra), tuple(points), inputs, reduced)
+    return ctx.workers.collect(collector, job, ctx.reader)
 
 
 def _explain(graph: GraphModel, feed: Feed) -> str:
