@@ -28,6 +28,7 @@ from onnxq.cli import (
     quantize,
     recipe,
     report,
+    sensitivity,
     tune,
     zoo,
 )
@@ -110,6 +111,7 @@ app.command("prune")(prune.prune)
 app.command("inspect")(inspect.inspect)
 app.command("compare")(compare.compare)
 app.command("tune")(tune.tune)
+app.command("sensitivity")(sensitivity.sensitivity)
 app.command("report")(report.report)
 app.command("benchmark")(benchmark.benchmark)
 app.add_typer(recipe.app, name="recipe")

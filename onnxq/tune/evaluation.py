@@ -98,7 +98,24 @@ class Evaluation:
         reader = as_reader(self.data, inputs, preprocess=self.preprocess, layout=self.bin_layout, samples=self.samples)
         return Scorer(self, measure, float_graph, _Feeds(reader, inputs, self.batch), progress, guided=guided)
 
+    def check_metric(self) -> None:
+        """Refuse a metric that does not exist.
+
+        Raises:
+            RecipeError: If there is no such metric, or its code cannot be loaded.
+        """
+        if not isinstance(self.metric, str):
+            return
+        if ":" in self.metric:
+            find_named(self.metric, "metric", "function")
+        elif self.metric not in METRICS:
+            raise RecipeError(
+                f"there is no metric {self.metric!r}; known are {', '.join(METRICS)}, and functions as "
+                f"mymetric.py:function{nearest(self.metric, METRICS, count=1)}"
+            )
+
     def _measure(self) -> Measure:
+        self.check_metric()
         labels = self._labels()
         if not isinstance(self.metric, str):
             return Users(self.metric, getattr(self.metric, "__qualname__", "function"), labels)
@@ -108,11 +125,6 @@ class Evaluation:
             "top1": Top1(labels), "agreement": Agreement(), "sqnr": Sqnr(), "kl": Divergence(),
             "perplexity": Perplexity(),
         }  # fmt: skip
-        if self.metric not in known:
-            raise RecipeError(
-                f"there is no metric {self.metric!r}; known are {', '.join(METRICS)}, and functions as "
-                f"mymetric.py:function{nearest(self.metric, METRICS, count=1)}"
-            )
         if self.metric == "top1" and labels is None:
             raise DataError("metric top1 compares with the true classes and needs labels; give them, or use agreement")
         return known[self.metric]

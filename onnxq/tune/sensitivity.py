@@ -65,6 +65,7 @@ def rank_layers(
     if method not in METHODS:
         raise RecipeError(f"there is no method {method!r}; use {', '.join(METHODS)}")
     wanted = _evaluation(measured, evaluation, method, samples, threads)
+    wanted.check_metric()
     chosen = measured.choose(recipe)
     copies = Copies(chosen)
     if method == "first_order":
@@ -177,6 +178,9 @@ def _first_order(chosen: Chosen, copies: Copies, wanted: Evaluation, progress: P
     effects = {layer.name: effect for layer, effect in zip(copies.layers, found.effects, strict=True)}
     rest = [layer for layer in copies.layers if effects[layer.name] is None]
     notes = list(chosen.notes)
+    name = wanted.metric if isinstance(wanted.metric, str) else "the function"
+    if name != found.metric.name:
+        notes.append(f"{name} has no slopes: effects are those on {found.metric.name}")
     samples = found.samples
     if rest:
         few = replace(wanted, metric=found.metric.name, samples=min(wanted.samples or FEWEST, FEWEST))
