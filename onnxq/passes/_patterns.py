@@ -14,6 +14,9 @@ HARD_SWISH = "it is part of a HardSwish, whose intermediate values lose too much
 BALANCE = "it divides the channels of a balanced layer's input; codes in front of it would undo that"
 ATTENTION = "it is part of an attention: a product, the softmax, what scales or masks it; 8 bits lose too much there"
 
+ONE_KERNEL = (LAYER_NORM, GELU)
+"""What becomes one kernel only where all its nodes that read the same values read the same tensor."""
+
 _ELEMENTWISE = frozenset({"Add", "Sub", "Mul", "Div", "Pow", "Sqrt", "Reciprocal", "Where", "Cast", "Neg"})
 _DEPTH = 6
 

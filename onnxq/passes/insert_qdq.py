@@ -17,6 +17,8 @@ from onnxq.errors import GraphError
 from onnxq.graph import GraphModel, LazyArray, Node, Tensor, Use
 from onnxq.passes._base import Fact, Pass, PassReport
 from onnxq.passes._bias import bias_place
+from onnxq.passes._linear import label
+from onnxq.passes._patterns import ONE_KERNEL, fused_patterns
 from onnxq.passes._specs import keeps_codes
 from onnxq.passes._weights import weight_value
 from onnxq.plan import ActivationPlan, Plan, WeightPlan
@@ -53,6 +55,7 @@ class InsertQdq(Pass):
             GraphError: If the plan does not fit the graph.
         """
         plan = ctx.plan or Plan()
+        fused = frozenset(n for n, why in fused_patterns(graph).items() if why in ONE_KERNEL)
         writer = _Writer(graph, plan, ctx.params, ctx.target)
         for weight in plan.weights:
             writer.weight(weight)
@@ -61,6 +64,8 @@ class InsertQdq(Pass):
         for activation in plan.activations.values():
             writer.activation(activation)
         writer.keep_float_layers()
+        if ctx.target.copies_decoders:
+            writer.keep_fused(fused)
         graph.sort()
         return PassReport(changed=len(plan.weights) + len(plan.activations))
 
@@ -188,6 +193,19 @@ class _Writer:
                 ).outputs[0]
             graph.set_input(node, 0, guarded[tensor.name])
 
+    def keep_fused(self, fused: frozenset[str]) -> None:
+        """Let all float readers of decoded values read one tensor, where some are parts of one kernel.
+
+        A backend that gives each of them a DequantizeLinear of its own would not know the pattern any more.
+        """
+        graph = self._graph
+        floats = {d.node for d in self._plan.decisions if d.role == "float"}
+        for node in graph.nodes("DequantizeLinear"):
+            result = node.outputs[0]
+            uses = [u for u in graph.consumers(result) if label(u.node) in floats]
+            if len(uses) > 1 and any(label(u.node) in fused for u in uses):
+                graph.replace_uses(result, self._kept(f"{node.name}_together", result), uses)
+
     def _output(self, tensor: Tensor, plan: ActivationPlan) -> None:
         """Codes for all readers of a tensor whose name must stay: its producer gets a new one."""
         graph = self._graph
@@ -219,7 +237,7 @@ class _Writer:
         ).outputs[0]  # fmt: skip
 
     def _kept(self, name: str, tensor: Tensor, result: Tensor | None = None) -> Tensor:
-        """Put something between a float8 pair and what is around it, which the backend would merge as integers.
+        """Put something between, so that a backend neither merges what is on both sides nor repeats it.
 
         A Max of one input changes nothing, and no optimizer takes it away.
         """

@@ -69,6 +69,8 @@ class Target:
         newest_opset: The newest operator set it reads; 0 for any.
         codes_weights: Operators whose float weights it turns into codes of its own, one scale for all channels, where
             the input comes out of a DequantizeLinear.
+        copies_decoders: Whether every reader of a DequantizeLinear gets one of its own, before it looks for what it can
+            fuse.
         insertion: Which operators carry the scales.
         schemes: What kinds of quantization it runs; see `onnxq.recipe.Scheme`.
         runs_here: Whether it is what runs models on this machine, so that its speed can be measured.
@@ -100,6 +102,7 @@ class Target:
     opset: int = 13
     newest_opset: int = 0
     codes_weights: frozenset[str] = frozenset()
+    copies_decoders: bool = False
     insertion: str = "qdq"
     schemes: frozenset[str] = frozenset({"static"})
     runs_here: bool = False

@@ -59,6 +59,7 @@ ORT = Target(
     # its kernels take floats: codes are decoded in front of a layer, and between Q and DQ few operators run at all
     float8=frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"}),
     float8_kept=True,
+    copies_decoders=True,
     slower=MappingProxyType(
         {
             op: _NO_KERNEL.format(op)
