@@ -20,6 +20,7 @@ from onnxq.cli.options import (
     Mean,
     NormalizeWhen,
     RecipeOptions,
+    ReportFile,
     ResizeShortSide,
     Samples,
     Scale,
@@ -27,6 +28,7 @@ from onnxq.cli.options import (
     Threads,
     Verbose,
 )
+from onnxq.cli.paths import check_outputs
 from onnxq.cli.terminal import Terminal
 
 _WORST = 20
@@ -65,6 +67,7 @@ def compare(
         float | None,
         typer.Option(help="Fail if top-1 accuracy drops by more.", metavar="POINTS", show_default=False),
     ] = None,
+    report: ReportFile = None,
     config: Config = None,
     image_size: ImageSize = None,
     resize_short_side: ResizeShortSide = None,
@@ -87,10 +90,11 @@ def compare(
     """
     from onnxq.cli import tables
     from onnxq.errors import DataError
+    from onnxq.report.checked import Demands, check_models
     from onnxq.report.compare import Options
-    from onnxq.report.compare import compare as run
 
     terminal = Terminal(as_json=as_json, verbose=verbose)
+    check_outputs({"--report": report}, {"FLOAT": reference, "QUANT": quantized, "--data": data, "--labels": labels})
     if max_drop is not None and labels is None:
         raise DataError("--max-drop is about top-1 accuracy and needs --labels")
     images = ImageOptions(
@@ -102,10 +106,12 @@ def compare(
         data, labels, samples, batch_size, reading.preprocess, layers, latency, threads, reading.bin_layout
     )
     with terminal.messages(), terminal.progress() as progress:
-        found = run(reference, quantized, options, progress=progress)
+        checked = check_models(
+            reference, quantized, options, Demands(min_sqnr, max_drop), report=report, progress=progress
+        )
+    found, failed = checked.found, checked.failed
     terminal.notes(found.notes, warning=True)
     terminal.show(*tables.comparison(found, layers=None if verbose else _WORST))
-    failed = found.failures(min_sqnr=min_sqnr, max_drop=max_drop)
     for text in failed:
         terminal.err.print(f"failed: {text}", style="bold red", markup=False, soft_wrap=True)
     terminal.document({**found.to_dict(), "failed": list(failed)})

@@ -90,6 +90,7 @@ ModelPath = Annotated[Path, typer.Argument(metavar="MODEL", help="The ONNX model
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document; everything else goes to standard error.")]
 Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Say more.")]
 Threads = Annotated[int, typer.Option(min=0, help="Threads of ONNX Runtime; 0 for all cores.", metavar="N")]
+ReportFile = Annotated[Path | None, typer.Option(help="Also write an HTML report.", metavar="FILE", show_default=False)]
 Samples = Annotated[int | None, typer.Option(min=1, help="Use the first N samples.", show_default="all", metavar="N")]
 Config = Annotated[
     Path | None,

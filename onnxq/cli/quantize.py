@@ -22,6 +22,7 @@ from onnxq.cli.options import (
     ModelPath,
     NormalizeWhen,
     RecipeOptions,
+    ReportFile,
     ResizeShortSide,
     Samples,
     Scale,
@@ -85,9 +86,7 @@ def quantize(
     interpolation: InterpolationName = None,
     normalize: NormalizeWhen = None,
     bin_layout: BinLayoutName = None,
-    report: Annotated[
-        Path | None, typer.Option(help="Also write an HTML report.", metavar="FILE", show_default=False)
-    ] = None,
+    report: ReportFile = None,
     debug_dir: Annotated[
         Path | None,
         typer.Option(

@@ -172,7 +172,7 @@ def compare(
         DataError: If the data or labels do not fit.
     """
     graphs = load_model(reference), load_model(quantized)
-    executed, remarks = _executable(quantized, graphs[1])
+    executed, remarks = executable(quantized, graphs[1])
     sessions = (
         make_session(reference, threads=options.threads, source=str(reference)),
         make_session(executed, threads=options.threads, source=str(quantized)),
@@ -229,8 +229,13 @@ def _layers(
     )
 
 
-def _executable(path: Path, graph: GraphModel) -> tuple[Path | GraphModel, tuple[str, ...]]:
-    """What runs here in the place of a model, and what to say about it."""
+def executable(path: Path, graph: GraphModel) -> tuple[Path | GraphModel, tuple[str, ...]]:
+    """What runs here in the place of a model, and what to say about it.
+
+    Args:
+        path: The model's file.
+        graph: The model in it.
+    """
     if not any(str(node.op).startswith("Ascend") for node in graph.nodes()):
         return path, ()
     note = f"{path} has operators for Ascend: it is simulated with exact integer sums; its latency says nothing"

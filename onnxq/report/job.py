@@ -13,7 +13,9 @@ from onnxq.errors import ModelError
 from onnxq.modelio import load_model
 from onnxq.passes._base import Instrument, Pass
 from onnxq.pipeline import Result, quantize
+from onnxq.report.anatomy_result import Spreads
 from onnxq.report.debug import check_folder, write_debug
+from onnxq.report.examine import examine_job
 from onnxq.report.files import disk_bytes, model_files, write_text
 from onnxq.report.html import quantize_report
 from onnxq.report.reasons import ReasonGroup, group_reasons
@@ -124,12 +126,13 @@ def run_job(job: Job, *, progress: Progress = lambda what, done, total: None) ->
     _check_external(job)
     if job.debug is not None:
         check_folder(job.debug)
+    spreads = Spreads()
     result = quantize(
         job.model,
         job.data,
         recipe=job.recipe,
         threads=job.threads,
-        instruments=(_Announce(progress),),
+        instruments=(_Announce(progress), *([spreads] if job.report is not None else [])),
         progress=progress,
     )
     progress("saving", 0, None)
@@ -142,7 +145,8 @@ def run_job(job: Job, *, progress: Progress = lambda what, done, total: None) ->
         debug = write_debug(result, job.data, job.debug, threads=job.threads, progress=progress)
     done = Done(job, result, before, after, seconds, debug)
     if job.report is not None:
-        write_text(job.report, quantize_report(done))
+        examined = examine_job(job, result, spreads.found, progress)
+        write_text(job.report, quantize_report(done, examined))
     return done
 
 

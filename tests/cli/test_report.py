@@ -120,3 +120,31 @@ def test_missing_files_are_bad_input(debug: Path, tmp_path: Path, missing: str) 
 
 def test_limits_out_of_bounds_are_usage_errors(debug: Path) -> None:
     assert "--max-clip" in run("report", debug, "--advise", "--max-clip", "2", code=2).stderr
+
+
+def test_two_models_give_an_html_report(debug: Path, tmp_path: Path) -> None:
+    data = MODELS / "data" / "digits_calib.npz"
+    options = ("--data", data, "--samples", 4, "--no-latency", "--json")
+    done = run("report", MODEL, debug.parent / "out.onnx", *options, "-o", tmp_path / "r.html")
+    found = json.loads(done.stdout)
+    assert found["report"] == str(tmp_path / "r.html")
+    assert found["samples"] == 4
+    assert len(found["layers"]) > 5
+    compared = run("compare", MODEL, debug.parent / "out.onnx", *options, "--report", tmp_path / "c.html")
+    assert json.loads(compared.stdout)["layers"] == []
+    assert (tmp_path / "c.html").read_text() == (tmp_path / "r.html").read_text()
+
+
+def test_advice_as_html(debug: Path, tmp_path: Path) -> None:
+    run("report", debug, "-o", tmp_path / "r.html")
+    text = (tmp_path / "r.html").read_text()
+    assert all(name in text for name in RUINED)
+
+
+def test_a_report_that_cannot_be_written_is_refused_first(debug: Path, tmp_path: Path) -> None:
+    for command in (
+        ("report", MODEL, debug.parent / "out.onnx", "--data", tmp_path / "none.npz", "-o"),
+        ("compare", MODEL, debug.parent / "out.onnx", "--data", tmp_path / "none.npz", "--report"),
+        ("quantize", MODEL, "-o", tmp_path / "q.onnx", "--data", tmp_path / "none.npz", "--report"),
+    ):
+        assert "there is no folder" in run(*command, tmp_path / "no" / "r.html", code=2).stderr

@@ -1,7 +1,7 @@
 // What charts share: axes, a tip that follows the pointer or the arrow keys, a new drawing when the width changes.
 
 function color(group, groups) {
-  const known = { quantized: 'quantized', shared: 'shared', absorbed: 'absorbed', float: 'float' };
+  const known = { quantized: 'quantized', shared: 'shared', absorbed: 'absorbed', float: 'float', io: 'io' };
   return known[group] ? `var(--${known[group]})` : `var(--s${Math.max(0, groups.indexOf(group)) % 6})`;
 }
 

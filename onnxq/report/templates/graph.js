@@ -35,7 +35,7 @@ function graph(canvas, data) {
   const near = draw(world, 'g', { class: 'detail' });
 
   function hue(kind) {
-    return kind === 'io' ? 'var(--io)' : color(kind, data.kinds);
+    return color(kind, data.kinds);
   }
 
   function wire(a, b, bend) {

@@ -1,6 +1,6 @@
 // The plots: bars, points, histograms, ranges of channels.
 
-const NAMED = 60; // up to so many bars have their names beside them
+const NAMED = 40; // up to so many bars have their names beside them
 const ROW = 20;
 
 function bars(canvas, data) {
@@ -185,7 +185,7 @@ function channels(canvas, data) {
 function paintChannels(svg, width, tensor) {
   const [left, bottom] = [58, 242];
   const count = tensor.low.length;
-  const y = scale(...padded([...tensor.low, ...tensor.high, 0], false), bottom, 12, false);
+  const y = scale(...padded([...tensor.low, ...tensor.high, ...tensor.clip.flat(), 0], false), bottom, 12, false);
   axisLeft(svg, y, left, width, '', 6);
   const step = (width - left - 4) / count;
   const wide = Math.max(0.8, Math.min(step * 0.8, 26));

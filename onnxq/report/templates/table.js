@@ -58,7 +58,10 @@ function table(holder, data) {
     if (column.kind === 'number') made.textContent = format(value, column.digits);
     else if (column.kind === 'code' && value) made.append(linked(String(value)));
     else made.textContent = value ?? '';
-    if (column.kind === 'text' && String(value ?? '').length > 40) made.classList.add('long');
+    if (column.kind === 'text' && String(value ?? '').length > 24) {
+      made.classList.add('long');
+      made.replaceChildren(element('div', { title: value }, value));
+    }
     return made;
   }
 
