@@ -36,19 +36,22 @@ class Link:
 def links(graph: GraphModel, plan: Plan) -> Iterator[Link]:
     """Find them.
 
-    Both convolutions have a scale for each channel, so factors on the channels change nothing in the
+    Both convolutions have a scale for each channel, or stay float, so factors on the channels change nothing in the
     precision of their weights. A clamp between them keeps what it cuts off below zero; it need not be one that
     saturation replaces.
     """
     weights = {w.node: w for w in plan.weights}
     for activation in plan.activations.values():
-        if activation.group != activation.tensor or len(activation.readers) != 1:
+        if activation.group != activation.tensor or len(activation.readers) > 1:
             continue
         if isinstance(activation.method, Custom):  # an observer of the user's is to see the tensor as it is
             continue
         tensor = graph.tensor(activation.tensor)
-        consumer = graph.node(activation.readers[0][0])
-        if why_shared(graph, tensor) or not _is_depthwise(graph, consumer) or not _per_channel(weights, consumer):
+        if why_shared(graph, tensor):
+            continue
+        use = graph.consumers(tensor)[0]
+        consumer = use.node
+        if use.index or not _is_depthwise(graph, consumer) or not _per_channel(weights, consumer):
             continue
         producer = graph.producer(tensor)
         limits = None if producer is None else clamp_limits(graph, producer)
@@ -70,5 +73,6 @@ def _is_depthwise(graph: GraphModel, node: Node) -> bool:
 
 
 def _per_channel(weights: dict[str, WeightPlan], node: Node) -> bool:
+    """Whether a factor for each channel costs the weight of a node nothing; float weights have no scale at all."""
     plan = weights.get(node.name)
-    return plan is not None and plan.spec.granularity == PerAxis(0)
+    return plan is None or plan.spec.granularity == PerAxis(0)

@@ -82,6 +82,23 @@ def test_where_layers_give_floats_the_clamp_stays_and_channels_are_spread_all_th
     assert len(graph.nodes("Relu", "Clip")) == (clamp != "none")
 
 
+@pytest.mark.parametrize("node", ["c1", "dw"])
+def test_a_float_layer_takes_part_as_long_as_the_tensor_has_codes(node: str) -> None:
+    """Otherwise a layer that is left float would make its neighbour worse."""
+    model, x = mobile("relu"), normal(16, 3, 6, 6)
+    graph, ctx, report = spread(model, x, {"skip": [node]})
+    assert report.changed == 1
+    assert "r" in ctx.plan.activations
+    assert deviation(run(model, {"x": x}), run(graph, {"x": x})) < 1e-5
+    wanted = spread(model, x)[0]
+    for layer in ("c1", "dw"):
+        np.testing.assert_array_equal(weight_of(graph, layer), weight_of(wanted, layer))
+
+
+def test_two_float_layers_are_left_alone() -> None:
+    assert_untouched(mobile("relu"), {"skip": ["c1", "dw"]})
+
+
 def test_a_float_clamp_that_others_read_ends_it() -> None:
     model = mobile("relu", outputs=", float[N,6,6,6] a")
     assert spread(model, normal(4, 3, 6, 6), {"target": "ascend"})[2].changed == 0
@@ -210,11 +227,6 @@ def test_a_tensor_that_others_read() -> None:
 def test_one_scale_for_the_whole_weight(node: str) -> None:
     rules = [{"match": {"node": node}, "weights": {"granularity": "per_tensor"}}]
     assert_untouched(mobile("relu"), {"rules": rules})
-
-
-@pytest.mark.parametrize("node", ["c1", "dw"])
-def test_a_layer_that_stays_float(node: str) -> None:
-    assert_untouched(mobile("relu"), {"skip": [node]})
 
 
 def test_a_clip_that_does_not_begin_at_zero() -> None:
