@@ -25,6 +25,27 @@ def accuracy(outputs: Outputs, labels: NDArray[Any]) -> float:
     return float((outputs["logits"].argmax(axis=1) == labels).mean())
 
 
+def right_answers(outputs: Outputs, labels: NDArray[Any]) -> float:
+    """Share of questions that are answered rightly.
+
+    Args:
+        outputs: ``answer``, the probability of yes, [N, 1].
+        labels: 1 for yes, of the same shape.
+    """
+    return float(((outputs["answer"] > 0.5) == (labels > 0)).mean())
+
+
+def overlap(outputs: Outputs, labels: NDArray[Any]) -> float:
+    """Pixels that are ink and found, over those that are either: intersection over union, of all pictures together.
+
+    Args:
+        outputs: ``ink``, the probability of ink, [N, 1, height, width].
+        labels: 1 where there is ink, of the same shape.
+    """
+    found, ink = outputs["ink"] > 0.5, labels > 0
+    return float((found & ink).sum() / (found | ink).sum())
+
+
 def likelihood(outputs: Outputs, labels: NDArray[Any]) -> float:
     """Mean logarithm, base 2, of the probability of the token that follows: minus the bits per token.
 

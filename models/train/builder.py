@@ -80,7 +80,7 @@ class GraphBuilder:
         name: str,
         *,
         extra_outputs: Sequence[str] = (),
-        **attributes: float | list[int] | str,
+        **attributes: float | list[int] | str | onnx.GraphProto,
     ) -> str:
         """Append a node called `name` and return its first output, `name/out`."""
         output = f"{name}/out"

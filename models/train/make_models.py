@@ -15,9 +15,13 @@ import digits_cnn
 import digits_gru
 import digits_lstm
 import digits_mobilenet
+import digits_prototypes
 import digits_transformer
+import ink_unet
 import onnx
+import pairs_answer
 import sketch_decoder
+import tones_conv1d
 from builder import INPUT_NAME, GraphBuilder, Weights
 from digits_data import CLASSES, IMAGE_SHAPE, DigitsSplit, load_split, write_data
 from readme_table import describe, update_readme
@@ -54,7 +58,16 @@ _NETWORKS = [
 
 
 _Maker = Callable[[DigitsSplit, Path], list[Path]]
-_MAKERS: dict[str, _Maker] = {module.NAME: module.make for module in (digits_lstm, digits_gru, sketch_decoder)}
+_WITH_MAKERS = (
+    digits_lstm,
+    digits_gru,
+    digits_prototypes,
+    sketch_decoder,
+    ink_unet,
+    tones_conv1d,
+    pairs_answer,
+)
+_MAKERS: dict[str, _Maker] = {module.NAME: module.make for module in _WITH_MAKERS}
 
 
 def _train(network: Network, split: DigitsSplit) -> Weights:

@@ -43,6 +43,9 @@ class Measure:
 
 _ACCURACY = Measure("digits", metrics.accuracy, lambda score: f"{100 * score:.2f} % correct")
 _MEASURES = {
+    "pairs": Measure("pairs", metrics.right_answers, lambda x: f"{100 * x:.2f} % correct"),
+    "tones": Measure("tones", metrics.accuracy, lambda x: f"{100 * x:.2f} % correct"),
+    "ink": Measure("ink", metrics.overlap, lambda x: f"{100 * x:.2f} % overlap"),
     "sketch_decoder_with_past": Measure("sketch_with_past", metrics.likelihood, lambda x: f"{-x:.2f} bits per token"),
     "sketch": Measure("sketch", metrics.likelihood, lambda x: f"{-x:.2f} bits per token"),
 }

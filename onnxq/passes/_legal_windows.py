@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 
 import numpy as np
+from numpy.typing import NDArray
 
 from onnxq.graph import Tensor
 from onnxq.passes._legal_site import END, LegalChain, Rewrite, Site, Size
@@ -21,20 +22,38 @@ def conv(site: Site) -> bool:
 def average_pool(site: Site) -> Tensor | bool:
     """Pads in numbers, as for Conv; a Conv of equal weights where the runtime derives wrongly.
 
-    That is where windows are dilated, or have three axes and overlap.
+    That is where windows are dilated, or have three axes and overlap, and where the length of an axis, such as the
+    batch, is free: then the gradient has no shape, and the process may be killed.
     """
     kernel = site.integers("kernel_shape", ())
     changed = _explicit_pads(site, kernel)
-    n, strides, dilations = len(kernel), site.integers("strides", [1] * len(kernel)), site.integers("dilations", ())
-    if n < 3 and all(d == 1 for d in dilations):
+    n, strides = len(kernel), site.integers("strides", [1] * len(kernel))
+    dilations, pads = site.integers("dilations", [1] * n), site.integers("pads", [0] * 2 * n)
+    shape = site.graph.shape(site.input())
+    free = shape is None or not all(isinstance(d, int) for d in shape)
+    if n < 3 and all(d == 1 for d in dilations) and not free:
         return changed
-    pads = site.integers("pads", [0] * 2 * n)
-    if site.attr("ceil_mode", 0) or (any(pads) and not site.attr("count_include_pad", 0)):
-        site.refuse("its gradient is wrong with dilations or three axes", "export it without pads and ceil_mode")
+    apart = any(pads) and not site.attr("count_include_pad", 0)
+    if site.attr("ceil_mode", 0) or (apart and (n > 2 or any(d != 1 for d in dilations))):
+        site.refuse(
+            "its gradient is wrong with dilations, three axes or a free batch", "export it without pads and ceil_mode"
+        )
     channels, chain = site.length(1, "how many windows there are"), site.chain
     weight = np.full((channels, 1, *kernel), 1 / math.prod(kernel), np.float32)
-    attrs = {"kernel_shape": kernel, "strides": strides, "pads": pads, "dilations": dilations or [1] * n}
-    return chain.op("Conv", site.input(), chain.real(weight), group=channels, **attrs)
+    attrs = {"kernel_shape": kernel, "strides": strides, "pads": pads, "dilations": dilations}
+    y = chain.op("Conv", site.input(), chain.real(weight), group=channels, **attrs)
+    return chain.op("Mul", y, chain.real(_shares(site, kernel, strides, pads))) if apart else y
+
+
+def _shares(site: Site, kernel: list[int], strides: list[int], pads: list[int]) -> NDArray[np.float64]:
+    """By how much the mean of a window with its padding is too small, for every window."""
+    n, shares = len(kernel), np.ones(1)
+    for i, (k, s, begin, end) in enumerate(zip(kernel, strides, pads[:n], pads[n:], strict=True)):
+        size = site.length(i + 2, "how many values a window at the edge has")
+        starts = np.arange(0, size + begin + end - k + 1, s) - begin
+        counts = np.minimum(starts + k, size) - np.maximum(starts, 0)
+        shares = np.multiply.outer(shares, k / counts)
+    return shares[np.newaxis]
 
 
 def _kernel(site: Site, weight: int) -> list[int]:

@@ -45,7 +45,7 @@ from onnxq.qat.losses import LOSS, LossInput, add_loss
 from onnxq.qat.manifest import FLOAT_MODEL, TEACHER_MODEL, Manifest, Mask
 from onnxq.qat.overlay import Overlay
 from onnxq.qat.worker_client import ArtifactRequest, Worker
-from onnxq.recipe import LossModel, Recipe
+from onnxq.recipe import Loss, LossModel, Recipe
 
 _NEWEST_OPSET, _NEWEST_IR = 21, 10
 """The newest versions that the training runtime reads."""
@@ -131,7 +131,7 @@ def create(
         {i.name: i.dtype.name for i in inputs_of(floats)},
         (wanted, *(name for name in names if name != wanted)),
         loss_inputs,
-        _classes(proto, wanted, loss_inputs),
+        _classes(proto, wanted, loss_inputs, recipe_.training.loss),
         trained,
         frozen=(*ctx.frozen, *idle, *(m.mask for m in ctx.masked)),
         ranges=ctx.ranges_learned,
@@ -226,9 +226,12 @@ def _readable(graph: GraphModel) -> onnx.ModelProto:
     return proto
 
 
-def _classes(proto: onnx.ModelProto, wanted: str, inputs: Sequence[LossInput]) -> int:
-    """How many classes there are, where labels are indexes: the runtime does not check them."""
-    if not any(i.dtype == "int64" for i in inputs):
+def _classes(proto: onnx.ModelProto, wanted: str, inputs: Sequence[LossInput], loss: Loss) -> int:
+    """How many classes there are, where labels are indexes: the runtime does not check them.
+
+    What a loss of the user's takes whole numbers for is not known.
+    """
+    if isinstance(loss, LossModel) or not any(i.dtype == "int64" for i in inputs):
         return 0
     value = next(v for v in proto.graph.output if v.name == wanted)
     dims = value.type.tensor_type.shape.dim

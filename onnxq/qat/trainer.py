@@ -26,6 +26,7 @@ from onnxq.qat.manifest import FLOAT_MODEL, TEACHER_MODEL, Manifest, write_atomi
 from onnxq.qat.overlay import Overlay
 from onnxq.qat.ranks import Ranks
 from onnxq.qat.schedules import Schedule, Shape
+from onnxq.recipe import LossModel
 from onnxq.runtime import make_session
 
 HISTORY, OPTIONS = "history.json", "training.json"
@@ -279,7 +280,8 @@ class QatTrainer:
 
     def _figures(self, ranks: Ranks, data: TrainingData) -> dict[str, float]:
         """Mean loss, and accuracy where labels are class indexes, of the eval model."""
-        classes = [i.name for i in self.manifest.loss_inputs if i.dtype == "int64"]
+        own = isinstance(self.manifest.recipe.training.loss, LossModel)
+        classes = [] if own else [i.name for i in self.manifest.loss_inputs if i.dtype == "int64"]
         loss, right, total = 0.0, 0.0, 0
         logits_name = self.manifest.outputs[0]
         for feed in data.batches(np.arange(len(data)), self.options.batch_size):

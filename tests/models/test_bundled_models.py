@@ -32,9 +32,11 @@ class Wanted:
 
 
 WANTED = dict.fromkeys(
-    ("digits_cnn", "digits_mobilenet", "digits_transformer", "digits_lstm", "digits_gru"),
+    ("digits_cnn", "digits_mobilenet", "digits_transformer", "digits_lstm", "digits_gru", "digits_prototypes"),
     Wanted("accuracy", 0.97, 100),
 ) | {
+    "ink_unet": Wanted("overlap", 0.83, 100),
+    "pairs_answer": Wanted("right_answers", 0.97, 100),
     "sketch_decoder": Wanted("likelihood", -1.7, -1),
     "sketch_decoder_with_past": Wanted("likelihood", -1.65, -1),
 }

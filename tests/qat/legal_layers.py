@@ -39,6 +39,10 @@ def windows() -> Iterator[Case]:
     for name in ("pads", "ceil and pads"):
         attrs = f"{pools[name]}count_include_pad=1,kernel_shape=[3,2]"
         yield case(f"AveragePool {name} counted", f"y = AveragePool<{attrs}>(x)", x)
+    for name in ("plain", "strides", "pads", "SAME_UPPER"):
+        body = f"y = AveragePool<{pools[name]}kernel_shape=[3,2]>(x)"
+        yield case(f"AveragePool {name} any batch", body, x, symbolic=(0,))
+    yield case("AveragePool 1-D any batch", "y = AveragePool<kernel_shape=[3]>(x)", normal(2, 3, 8), symbolic=(0,))
     yield case("MaxPool dilations", "y = MaxPool<dilations=[2,2],kernel_shape=[3,2]>(x)", distinct)
     yield case("MaxPool 1-D", "y = MaxPool<kernel_shape=[3]>(x)", spread(2, 3, 8))
     yield case("MaxPool 3-D", "y = MaxPool<kernel_shape=[2,2,2],strides=[2,2,2]>(x)", spread(2, 2, 4, 4, 4))

@@ -138,6 +138,20 @@ def test_a_loss_of_ones_own(tmp_path: Path, overlay: Any) -> None:
     assert rows[-1].loss < 0.8 * rows[0].loss
 
 
+def test_whole_numbers_of_a_loss_of_ones_own_are_no_classes_of_the_output(tmp_path: Path, overlay: Any) -> None:
+    own = build("g (float[N,3] logits, int64[N,1] many) => (float l) "
+                "{ m = Cast <to=1> (many) d = Sub(logits, m) a = Abs(d) l = ReduceMean <keepdims=0> (a) }")  # fmt: skip
+    onnx.save(own, tmp_path / "loss.onnx")
+    loss = {"kind": "model", "path": str(tmp_path / "loss.onnx")}
+    folder = artifacts(tmp_path / "art", overlay, training={"loss": loss})
+    data = samples()
+    many = 7 + data["labels"][:, np.newaxis]
+    found = {"x": data["x"], "many": many}
+    rows = QatTrainer(folder, OPTIONS, overlay=overlay).fit(found, evaluation=found)
+    assert rows[-1].loss < rows[0].loss
+    assert set(rows[-1].figures) == {"loss"}
+
+
 def test_an_interrupted_training_ends_as_one_that_was_not(tmp_path: Path, overlay: Any) -> None:
     options = replace(OPTIONS, checkpoint_every=3, epochs=4)
     whole = artifacts(tmp_path / "whole", overlay)
