@@ -35,6 +35,7 @@ from onnxq.cli.options import (
 )
 from onnxq.cli.paths import check_outputs
 from onnxq.cli.terminal import Terminal
+from onnxq.errors import OnnxqError
 
 
 def quantize(
@@ -100,6 +101,18 @@ def quantize(
         typer.Option(help="Weights in a file of their own, OUT.data.", show_default="as the model has them"),
     ] = None,
     threads: Threads = 0,
+    workers: Annotated[
+        int | None,
+        typer.Option(min=1, help="Calibrate on N processes; the result is the same.", metavar="N", show_default=False),
+    ] = None,
+    scheduler: Annotated[
+        str | None,
+        typer.Option(
+            help="Calibrate on the workers of this scheduler of dask's, such as tcp://host:8786; same result.",
+            metavar="ADDRESS",
+            show_default=False,
+        ),
+    ] = None,
     as_json: Json = False,
     verbose: Verbose = False,
 ) -> int:
@@ -112,6 +125,8 @@ def quantize(
     from onnxq.report.job import Job, run_job
 
     terminal = Terminal(as_json=as_json, verbose=verbose)
+    if workers is not None and scheduler is not None:
+        raise OnnxqError("--workers starts workers and --scheduler names those there are; leave one of them out")
     check_outputs({"-o": output, "--report": report}, {"MODEL": model, "--data": data, "--config": config})
     images = ImageOptions(
         image_size, resize_short_side, crop, scale, mean, std, layout, color, interpolation, normalize
@@ -130,7 +145,17 @@ def quantize(
         bin_layout=bin_layout,
     ).wanted(model)
     recipe = wanted.recipe
-    job = Job(model, output, wanted.data(data), recipe, report, external_data, threads, debug_dir or wanted.debug_dir)
+    job = Job(
+        model=model,
+        output=output,
+        data=wanted.data(data),
+        recipe=recipe,
+        report=report,
+        external_data=external_data,
+        threads=threads,
+        debug=debug_dir or wanted.debug_dir,
+        workers=scheduler or workers,
+    )
     files = DeployedFiles.beside(output)
     if recipe.target == Target.ASCEND.value:
         also = {f"{path} beside it": path for path in (files.fake_quant, files.fusion, files.record)}

@@ -43,6 +43,7 @@ class Job:
         external_data: Whether weights go into a file of their own; None for as the model has them.
         threads: Threads of calibration; 0 for all cores.
         debug: Folder to write a debug report to; None for none. See `onnxq.write_debug`.
+        workers: Calibrate on so many processes, or on those of the scheduler at this address; None for in this one.
     """
 
     model: Path
@@ -53,6 +54,7 @@ class Job:
     external_data: bool | None = None
     threads: int = 0
     debug: Path | None = None
+    workers: int | str | None = None
 
 
 @dataclass(frozen=True)
@@ -132,6 +134,7 @@ def run_job(job: Job, *, progress: Progress = lambda what, done, total: None) ->
         job.data,
         recipe=job.recipe,
         threads=job.threads,
+        workers=job.workers,
         instruments=(_Announce(progress), *([spreads] if job.report is not None else [])),
         progress=progress,
     )
