@@ -5,12 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from onnxq.dialects.amct.job import is_amct_config, load_config
-from onnxq.dialects.amct.retrain_job import is_retrain_config, load_retrain_config
-from onnxq.dialects.mslite.job import prepare
-from onnxq.dialects.mslite.params import is_mslite_config
-from onnxq.dialects.paddle.convert import BASE
-from onnxq.dialects.paddle.files import load_python_config
 from onnxq.recipe import Recipe
 
 if TYPE_CHECKING:
@@ -42,7 +36,15 @@ def recipe_for(entry: Entry) -> Recipe:
 
 def _from_file(source: str, model: Path, target: TargetName | None) -> Recipe:
     if is_python(source):
-        return load_python_config(source).to_recipe(model, base=BASE.replace(target=target or BASE.target))
+        return _from_python(source, model, target)
+    if Path(source).suffix.lower() in (".yaml", ".yml"):
+        return Recipe.from_file(source)
+    # Every process of a run would wait for these imports, and few manifests need them.
+    from onnxq.dialects.amct.job import is_amct_config, load_config
+    from onnxq.dialects.amct.retrain_job import is_retrain_config, load_retrain_config
+    from onnxq.dialects.mslite.job import prepare
+    from onnxq.dialects.mslite.params import is_mslite_config
+
     path = Path(source)
     if is_mslite_config(path):
         return prepare(path).require_recipe()
@@ -51,6 +53,13 @@ def _from_file(source: str, model: Path, target: TargetName | None) -> Recipe:
     if is_amct_config(path):
         return load_config(path, model).recipe
     return Recipe.from_file(path)
+
+
+def _from_python(source: str, model: Path, target: TargetName | None) -> Recipe:
+    from onnxq.dialects.paddle.convert import BASE
+    from onnxq.dialects.paddle.files import load_python_config
+
+    return load_python_config(source).to_recipe(model, base=BASE.replace(target=target or BASE.target))
 
 
 def _reading(recipe: Recipe, samples: int | None, preprocess: ImagePreprocess | None) -> Recipe:

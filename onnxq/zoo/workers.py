@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import signal
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnContext
 from pathlib import Path
@@ -71,7 +72,8 @@ class _Worker:
     def __init__(self, context: SpawnContext, folder: Path, threads: int) -> None:
         self.connection, theirs = context.Pipe()
         self.process = context.Process(target=_serve, args=(theirs, folder, threads), daemon=True)
-        self.process.start()
+        with _uninterrupted():
+            self.process.start()
         theirs.close()
         self.model = ""
         self.entry: Entry | None = None
@@ -194,13 +196,26 @@ class _Crew:
         return waiting.pop(place)
 
 
+@contextlib.contextmanager
+def _uninterrupted() -> Iterator[None]:
+    """What is started in it never sees Ctrl-C, which goes to all processes of a terminal: this one ends the others."""
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def _failed(entry: Entry, message: str, seconds: float) -> Outcome:
     return Outcome(entry.model, entry.recipe, "failed", message, seconds=seconds)
 
 
 def _serve(connection: Connection, folder: Path, threads: int) -> None:
     """What a process does: measure what it is given until it is given nothing."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # whoever has started it ends it
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # where it cannot be blocked
     bench = Bench(folder, threads)
     try:
         while isinstance(entry := connection.recv(), Entry):
