@@ -295,7 +295,9 @@ class _DivergenceMeter:
         self._seen += each.size
 
     def result(self) -> float:
-        return max(0.0, self._total / self._seen) if self._seen else math.nan
+        if not self._seen or math.isnan(self._total):
+            return math.nan
+        return max(0.0, self._total / self._seen)  # rounding can leave it just below
 
 
 @dataclass(frozen=True)
