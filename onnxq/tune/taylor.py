@@ -15,10 +15,10 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, TypeVar
 
 import numpy as np
 import onnx
@@ -37,12 +37,14 @@ from onnxq.tune.prefixes import Copies, Layer
 from onnxq.tune.taylor_nodes import Shape, Slopes, attribute
 from onnxq.tune.taylor_rules import RULES
 
+T = TypeVar("T")
 Progress = Callable[[str, int, int | None], None]
 OLDEST = 13
 """The first operator set that the slopes are written in."""
 _ABOUT_CLASSES = ("kl", "top1", "agreement", "perplexity")
 _EFFECTS = "onnxq.effects"
 _SMALL = 4096
+_TINY = 1e-30
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,11 +80,10 @@ def estimate(copies: Copies, wanted: Evaluation, *, progress: Progress | None = 
     reader = as_reader(
         wanted.data, inputs, preprocess=wanted.preprocess, layout=wanted.bin_layout, samples=wanted.samples
     )
-    feeds = (feed for _, feed in rechunk(reader, 1, inputs))
-    first = next(feeds, None)
+    first = next((feed for _, feed in rechunk(reader, 1, inputs)), None)
     if first is None:
         raise DataError("there was not a single sample to look at")
-    sketch = _Sketch.of(copies, first)
+    sketch = Sketch.of(copies, first)
     targets = _targets(sketch, wanted.metric)
     backward = _Backward(copies, sketch, targets.names)
     metric: Metric = Divergence.metric if targets.divergence else Sqnr.metric
@@ -95,16 +96,19 @@ def estimate(copies: Copies, wanted: Evaluation, *, progress: Progress | None = 
         make_session(graph, threads=1, outputs=[_EFFECTS], extra=copies.nodes, fed=kinds),
         {name: array.shape for name, array in first.items()},
     )
-    same = itertools.takewhile(run.fits, itertools.chain([first], feeds))
     total, squares, samples = np.zeros(len(targets.names)), np.zeros(len(backward.effects)), 0
-    with ThreadPoolExecutor(thread_count(wanted.threads)) as pool:
-        for weights, found in _in_order(pool, run, same, thread_count(wanted.threads)):
-            total += weights
+    workers = thread_count(wanted.threads)
+    with ThreadPoolExecutor(workers) as pool:
+        if len(targets.names) > 1 and not targets.divergence:
+            powers = _in_order(pool, run.powers, run.fitting(rechunk(reader, 1, inputs)), workers)
+            run = replace(run, targets=replace(targets, powers=tuple(map(float, sum(powers, total)))))
+        for weights, found in _in_order(pool, run.effects, run.fitting(rechunk(reader, 1, inputs)), workers):
+            total = total + weights
             squares += found
             samples += 1
             if progress is not None:
                 progress("estimating effects", samples, wanted.samples)
-    scale = 0.5 / total.sum() if targets.divergence else 1.0 / samples
+    scale = (0.5 if targets.divergence else 1.0) / (1.0 if run.targets.powers else max(float(total.sum()), _TINY))
     by_layer = dict(zip(backward.effects, squares * scale, strict=True))
     effects = tuple(float(by_layer[layer.name]) if layer.name in by_layer else None for layer in copies.layers)
     return Estimate(effects, metric, samples, backward.blocking)
@@ -112,11 +116,20 @@ def estimate(copies: Copies, wanted: Evaluation, *, progress: Progress | None = 
 
 @dataclass(frozen=True, slots=True)
 class _Targets:
-    """The outputs whose change counts."""
+    """The outputs whose change counts.
+
+    Attributes:
+        names: Their names.
+        divergence: Whether they are scores of classes, and the divergence counts.
+        axis: The axis of the classes.
+        powers: The sum of squares of each output over all samples, where there are several: each counts in parts of
+            its own.
+    """
 
     names: tuple[str, ...]
     divergence: bool
     axis: int = 1
+    powers: tuple[float, ...] = ()
 
     def draw(self, outputs: Sequence[NDArray[Any]], number: int) -> tuple[dict[str, NDArray[np.float32]], list[float]]:
         """Vectors for the outputs of one sample, and how much each output weighs in the mean."""
@@ -128,8 +141,8 @@ class _Targets:
                 vector: NDArray[np.floating] = self._of_classes(value, signs)
                 weight = value.size / value.shape[self.axis]
             else:
-                power = math.sqrt(float(np.square(value, dtype=np.float64).sum()) * len(self.names))
-                vector, weight = signs / max(power, 1e-30), 1.0
+                vector = signs / math.sqrt(max(self.powers[place], _TINY)) if self.powers else signs
+                weight = 0.0 if self.powers else power_of(value)
             vectors[f"onnxq.at/{name}"] = vector.astype(np.float32)
             weights.append(weight)
         return vectors, weights
@@ -143,7 +156,7 @@ class _Targets:
         return np.asarray(root * signs - p * (root * signs).sum(axis=self.axis, keepdims=True))
 
 
-def _targets(sketch: _Sketch, metric: object) -> _Targets:
+def _targets(sketch: Sketch, metric: object) -> _Targets:
     floats = {name: a for name, a in sketch.outputs.items() if a.dtype == np.float32 and a.size}
     if not floats:
         raise DataError("no output of the model is a tensor of floats: nothing can be said of effects on it")
@@ -158,6 +171,11 @@ def _targets(sketch: _Sketch, metric: object) -> _Targets:
     return _Targets(tuple(floats), False)
 
 
+def power_of(value: NDArray[Any]) -> float:
+    """The sum of squares."""
+    return float(np.square(value, dtype=np.float64).sum())
+
+
 @dataclass(frozen=True, slots=True)
 class _Run:
     """Two sessions: of the float model, and of errors and slopes."""
@@ -167,11 +185,19 @@ class _Run:
     backward: Session
     shapes: Mapping[str, Shape]
 
-    def fits(self, feed: Feed) -> bool:
-        """Whether a sample has the shapes that the slopes are written for."""
-        return all(array.shape == self.shapes[name] for name, array in feed.items())
+    def fitting(self, batches: Iterable[tuple[int, Feed]]) -> Iterator[tuple[int, Feed]]:
+        """The samples up to the first one with other shapes than those that the slopes are written for."""
+        for number, feed in batches:
+            if any(array.shape != self.shapes[name] for name, array in feed.items()):
+                return
+            yield number, feed
 
-    def __call__(self, number: int, feed: Feed) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    def powers(self, number: int, feed: Feed) -> NDArray[np.float64]:
+        """The sum of squares of each output of one sample."""
+        del number
+        return np.array([power_of(value) for value in self.forward.run(self.targets.names, feed)])
+
+    def effects(self, number: int, feed: Feed) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Weights of the outputs and squared effects of one sample."""
         outputs = self.forward.run(self.targets.names, feed)
         vectors, weights = self.targets.draw(outputs, number)
@@ -180,16 +206,15 @@ class _Run:
 
 
 def _in_order(
-    pool: ThreadPoolExecutor, run: _Run, feeds: Iterator[Feed], workers: int
-) -> Iterator[tuple[NDArray[np.float64], NDArray[np.float64]]]:
+    pool: ThreadPoolExecutor, run: Callable[[int, Feed], T], feeds: Iterator[tuple[int, Feed]], workers: int
+) -> Iterator[T]:
     """The results sample by sample, with no more samples in memory than are worked on."""
-    numbered = enumerate(feeds)
-    while group := list(itertools.islice(numbered, workers)):
+    while group := list(itertools.islice(feeds, workers)):
         yield from pool.map(lambda pair: run(*pair), group)
 
 
 @dataclass(frozen=True, slots=True)
-class _Sketch:
+class Sketch:
     """What one run of one sample has shown of a model's tensors."""
 
     shapes: Mapping[str, Shape]
@@ -198,7 +223,7 @@ class _Sketch:
     outputs: Mapping[str, NDArray[Any]]
 
     @staticmethod
-    def of(copies: Copies, sample: Feed) -> _Sketch:
+    def of(copies: Copies, sample: Feed) -> Sketch:
         """Run a sample and look at every tensor."""
         graph = copies.graph
         names = [name for proto in copies.protos for name in proto.output if name]
@@ -216,7 +241,7 @@ class _Sketch:
         }
         small = {n: a for n, a in arrays.items() if a.dtype.kind in "iub" and a.size <= _SMALL and n not in sample}
         outputs = {name: arrays[name] for name in copies.outputs if name in arrays}
-        return _Sketch(shapes, sizes, small, outputs)
+        return Sketch(shapes, sizes, small, outputs)
 
 
 class _Backward:
@@ -227,7 +252,7 @@ class _Backward:
         blocking: Operator types that have no rule and lie between a layer and the output.
     """
 
-    def __init__(self, copies: Copies, sketch: _Sketch, targets: Sequence[str]) -> None:
+    def __init__(self, copies: Copies, sketch: Sketch, targets: Sequence[str]) -> None:
         copies.fresh()
         self._copies = copies
         self._slopes = Slopes(copies, sketch.shapes, sketch.sizes, sketch.values)
