@@ -42,7 +42,11 @@ class Processes:
         """
         distributed = dask_distributed()
         cluster = distributed.LocalCluster(
-            n_workers=0, processes=True, host="127.0.0.1", dashboard_address=None, silence_logs=logging.CRITICAL
+            n_workers=0,
+            processes=True,
+            host="127.0.0.1",
+            dashboard_address="127.0.0.1:0",
+            silence_logs=logging.CRITICAL,
         )
         made = Processes(cluster, tempfile.TemporaryDirectory(prefix="onnxq-", ignore_cleanup_errors=True))
         # what can be imported here can be imported there; workers are no copies of this process, whose own script

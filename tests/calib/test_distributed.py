@@ -80,7 +80,7 @@ class Alone(Peaks):
 def local(count: int) -> Any:
     """A scheduler and workers that are threads of this process."""
     return dask.LocalCluster(
-        n_workers=count, threads_per_worker=1, processes=False, dashboard_address=None, memory_limit=0,
+        n_workers=count, threads_per_worker=1, processes=False, dashboard_address="127.0.0.1:0", memory_limit=0,
         protocol="tcp://", host="127.0.0.1",
     )  # fmt: skip
 

@@ -43,7 +43,7 @@ q_config = QuantConfig(activation=Largest, weight=AbsMaxChannelWiseWeightObserve
 @pytest.fixture(scope="module")
 def scheduler():
     with dask.LocalCluster(
-        n_workers=2, threads_per_worker=1, processes=False, dashboard_address=None, memory_limit=0,
+        n_workers=2, threads_per_worker=1, processes=False, dashboard_address="127.0.0.1:0", memory_limit=0,
         protocol="tcp://", host="127.0.0.1",
     ) as cluster:  # fmt: skip
         yield cluster.scheduler_address
