@@ -6,6 +6,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import onnx
@@ -32,7 +33,21 @@ class Port:
 
 
 class NetBuilder(GraphBuilder):
-    """A graph builder with convolutions of any rank, recurrent layers and free interfaces."""
+    """A graph builder with convolutions of any rank, recurrent layers and free interfaces.
+
+    Attributes:
+        as_exported: Write constants as nodes without a name, and linear layers as MatMul of a transposed weight and
+            Add, as some exporters do.
+    """
+
+    as_exported = False
+
+    def constant(self, name: str, value: NDArray[Any]) -> str:
+        """Add a constant: an initializer, or a node."""
+        if not self.as_exported or name in self.weights:
+            return super().constant(name, value)
+        self._nodes.append(helper.make_node("Constant", [], [name], value=numpy_helper.from_array(value)))
+        return name
 
     def conv_nd(
         self,
@@ -77,7 +92,10 @@ class NetBuilder(GraphBuilder):
         std = math.sqrt(1.0 / features[0])
         weight = self.weight(f"{name}/weight", lambda: self.normal((features[1], features[0]), std))
         bias = self.weight(f"{name}/bias", lambda: np.zeros(features[1]))
-        return self.node("Gemm", [x, weight, bias], name, transB=1)
+        if not self.as_exported:
+            return self.node("Gemm", [x, weight, bias], name, transB=1)
+        turned = self.transpose(weight, f"{name}/transpose", (1, 0))
+        return self.node("Add", [self.node("MatMul", [x, turned], f"{name}/matmul"), bias], name)
 
     def recurrent(
         self,

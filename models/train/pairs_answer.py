@@ -152,6 +152,7 @@ def network(graph: NetBuilder, *, learning: bool) -> dict[str, tuple[str, Port]]
 
 def _model(weights: Weights | None) -> tuple[NetBuilder, onnx.ModelProto]:
     graph = NetBuilder(OPSET, weights=weights)
+    graph.as_exported = weights is not None
     ends = network(graph, learning=weights is None)
     ports = {side: Port(("N", *IMAGE_SHAPE)) for side in ("left", "right")}
     return graph, graph.assemble(NAME, ports | {"question": Port(("N", 1), TensorProto.INT64)}, ends)
