@@ -214,11 +214,13 @@ class Trials:
             self._on_trial(trial)
         return trial
 
+    @property
+    def time_left(self) -> float:
+        """Seconds of the budget that are left; infinite without one."""
+        return math.inf if self._budget is None else self._budget - (self._clock() - self._started)
+
     def _require_time(self, factor: float) -> None:
         """Leave time for what is to be done next, and for making the result."""
-        if self._budget is None or not self.history:
-            return
-        elapsed = self._clock() - self._started
-        if elapsed + (factor + 1.0) * self._typical > self._budget:
+        if self.history and (factor + 1.0) * self._typical > self.time_left:
             self.out_of_time = True
             raise OutOfTime

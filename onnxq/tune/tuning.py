@@ -31,6 +31,8 @@ from onnxq.tune.trials import Objective, Trials
 THOROUGH = Search()
 FLOAT = "float"
 """What stands for the float model where digests of recipes name models."""
+_MEASURING = 3.0
+"""Seconds that it takes to run the models in turn, about."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +79,7 @@ class Tuned:
         resumed: How many evaluations were known from an earlier run.
         seconds: How long it took.
         out_of_time: Whether the budget ended the search.
-        times: Measured times; None where the backend does not run here.
+        times: Measured times; None where the backend does not run here, or the budget leaves no time for it.
         samples: How many samples the score is of.
         notes: What a user should know, a sentence each.
     """
@@ -287,6 +289,8 @@ class _Finish:
         digests = (FLOAT, self.trials.history[0].digest, chosen.digest)
         times = self.state.times(digests)
         if times is None:
+            if self.trials.time_left < _MEASURING:
+                return None
             times = self.prober.times_to_float([self.prober.first, result])
             if times is None:
                 return None
