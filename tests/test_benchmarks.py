@@ -26,6 +26,7 @@ import dynamic  # noqa: E402
 import encoders  # noqa: E402
 import generated  # noqa: E402
 import graph_work  # noqa: E402
+import ladder  # noqa: E402
 import latency  # noqa: E402
 import memory  # noqa: E402
 import observers  # noqa: E402
@@ -286,3 +287,25 @@ def test_pruned_models_are_measured_beside_what_they_came_from(tmp_path):
     assert pruning.top1(tmp_path / "p.onnx") < pruning.top1(MOBILENET)
     onnxq.prune(MOBILENET, recipe={"prune": "2:4"}).save(tmp_path / "s.onnx")
     assert pruning.sparsity(tmp_path / "s.onnx") == "0.5 to 0.5"
+
+
+@pytest.mark.parametrize("rung", ladder.LADDER, ids=lambda rung: rung.name)
+def test_every_rung_of_the_ladder_is_a_recipe(rung):
+    for bits in ladder.WIDTHS:
+        for granularity in ladder.GRANULARITIES:
+            recipe = onnxq.Recipe.model_validate(rung.recipe(bits, granularity, quick=True))
+            assert recipe.weights.bits == bits
+
+
+def test_a_rung_of_the_ladder_is_measured(tmp_path):
+    """With 2 bits little is left, which the figures must show."""
+    options = tools.Options(quick=True, threads=1, only=("digits_cnn",))
+    (case,) = datasets.cases(options)
+    feeds, labels = case.evaluation()
+    reference = accuracy.Float(case.model, feeds, labels, 1)
+    many, few = (
+        ladder.measure(ladder.LADDER[0], case, reference, case.calib()[:20], bits, "per_axis", options)
+        for bits in (8, 2)
+    )
+    assert many["steps"] == "nearest"
+    assert many["SQNR dB"] > few["SQNR dB"] + 10
