@@ -14,13 +14,17 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from onnxq.tune.constraint import Constraint
     from onnxq.tune.evaluation import Evaluation, Metric, Scorer
+    from onnxq.tune.ranking import Sensitivity
+    from onnxq.tune.sensitivity import rank_layers
     from onnxq.tune.tuning import Tuned, tune
 
-__all__ = ["Constraint", "Evaluation", "Metric", "Scorer", "Tuned", "tune"]
+__all__ = ["Constraint", "Evaluation", "Metric", "Scorer", "Sensitivity", "Tuned", "rank_layers", "tune"]
 
 _HOMES = {
     "Constraint": "onnxq.tune.constraint",
     **dict.fromkeys(("Evaluation", "Metric", "Scorer"), "onnxq.tune.evaluation"),
+    "Sensitivity": "onnxq.tune.ranking",
+    "rank_layers": "onnxq.tune.sensitivity",
     **dict.fromkeys(("Tuned", "tune"), "onnxq.tune.tuning"),
 }
 

@@ -98,24 +98,24 @@ class Evaluation:
         reader = as_reader(self.data, inputs, preprocess=self.preprocess, layout=self.bin_layout, samples=self.samples)
         return Scorer(self, measure, float_graph, _Feeds(reader, inputs, self.batch), progress, guided=guided)
 
-    def check_metric(self) -> None:
-        """Refuse a metric that does not exist.
+    def check(self) -> None:
+        """Refuse a metric or labels that do not exist.
 
         Raises:
             RecipeError: If there is no such metric, or its code cannot be loaded.
+            DataError: If the labels cannot be read.
         """
-        if not isinstance(self.metric, str):
-            return
-        if ":" in self.metric:
+        if isinstance(self.metric, str) and ":" in self.metric:
             find_named(self.metric, "metric", "function")
-        elif self.metric not in METRICS:
+        elif isinstance(self.metric, str) and self.metric not in METRICS:
             raise RecipeError(
                 f"there is no metric {self.metric!r}; known are {', '.join(METRICS)}, and functions as "
                 f"mymetric.py:function{nearest(self.metric, METRICS, count=1)}"
             )
+        self._labels()
 
     def _measure(self) -> Measure:
-        self.check_metric()
+        self.check()
         labels = self._labels()
         if not isinstance(self.metric, str):
             return Users(self.metric, getattr(self.metric, "__qualname__", "function"), labels)
@@ -336,7 +336,7 @@ class Scorer:
         for first, feed in self._feeds:
             outputs = _run(session, feed)
             if self._guided and self._guide is None:
-                self._guide = guide_for(outputs)
+                self._guide = guide_for(self.metric, outputs)
             kept = self._keep(outputs)
             if size + kept.nbytes <= room:
                 size += kept.nbytes

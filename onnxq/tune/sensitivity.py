@@ -65,7 +65,7 @@ def rank_layers(
     if method not in METHODS:
         raise RecipeError(f"there is no method {method!r}; use {', '.join(METHODS)}")
     wanted = _evaluation(measured, evaluation, method, samples, threads)
-    wanted.check_metric()
+    wanted.check()
     chosen = measured.choose(recipe)
     copies = Copies(chosen)
     if method == "first_order":
