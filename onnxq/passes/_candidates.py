@@ -19,6 +19,12 @@ _WITH_BODIES = frozenset({"If", "Loop", "Scan", "SequenceMap"})
 FORCE = "a rule with quantize: true quantizes it all the same"
 
 
+SIGNED = (
+    "its right factor is an activation of int8 codes, and processors without VNNI saturate sums of two such products; "
+    "give it uint8 activations by a rule"
+)
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Candidate:
     """A node that could be quantized.
@@ -72,11 +78,21 @@ def _within_limits(graph: GraphModel, candidate: Candidate, target: Target) -> C
     node = candidate.node
     bits = activation_spec(candidate.settings.activations, target).bits
     reason = why_beyond(graph, node, target) or why_not_wide(graph, node, bits, target)
+    if reason is None and _saturates(candidate, target):
+        reason = SIGNED
     if reason is None and target.alone and not candidate.data:
         reason = "its input is a constant"
     if reason is None and target.alone and candidate.kind == "arithmetic":
         return _with_one_input(candidate)
     return reason or candidate
+
+
+def _saturates(candidate: Candidate, target: Target) -> bool:
+    """Whether processors that add two products in 16 bits saturate: scales leave room for constants only."""
+    if candidate.node.op != "MatMul" or 1 not in candidate.data or not target.safe_pairs:
+        return False
+    spec = activation_spec(candidate.settings.activations, target)
+    return spec.bits == 8 and spec.qtype.signed and not spec.qtype.floating
 
 
 def _with_one_input(candidate: Candidate) -> Candidate | str:

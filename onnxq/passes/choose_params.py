@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
@@ -22,6 +23,11 @@ from onnxq.stats import TensorStats
 
 if TYPE_CHECKING:
     from onnxq.context import QuantContext
+    from onnxq.targets import Target
+
+
+_ONE_AXIS = 13
+"""The first operator set whose Softmax is taken over one axis; before, it is over that axis and all behind it."""
 
 
 @dataclass(frozen=True)
@@ -31,7 +37,7 @@ class ChooseParams(Pass):
     Tensors of one group share the numbers that their merged statistics give; the limits of an
     absorbed Relu or Clip cut the range. One that is not absorbed reads codes with the numbers of what it
     gives: what it cuts off needs none. Where an int32 bias would overflow, the scale of its weight
-    grows until the bias fits.
+    grows until the bias fits. Codes behind a Softmax are as coarse as its kernel needs them.
 
     Given:
         a plan and the statistics of its activations.
@@ -51,7 +57,7 @@ class ChooseParams(Pass):
             GraphError: If a weight holds NaN or infinity.
         """
         plan = ctx.plan or Plan()
-        params = _activations(plan, ctx)
+        params = _activations(graph, plan, ctx)
         _share_behind_clamps(graph, plan, params)
         notes: list[str] = []
         for weight in plan.weights:
@@ -65,15 +71,29 @@ class ChooseParams(Pass):
         return PassReport(notes=tuple(notes))
 
 
-def _activations(plan: Plan, ctx: QuantContext) -> dict[str, QuantParams]:
+def _activations(graph: GraphModel, plan: Plan, ctx: QuantContext) -> dict[str, QuantParams]:
     params: dict[str, QuantParams] = {}
     for group, members in groups_of(plan).items():
         low, high = ctx.ranges.get(group) or _find_range(members, ctx.stats)
+        high = max(high, *(_softmax_room(graph, m, ctx.target) for m in members))
         chosen = params_from_range(low, high, members[0].spec, full_range=ctx.target.full_range)
         if ctx.recipe.fp16_scales:
             chosen = QuantParams(chosen.spec, fp16_scale(chosen.scale), chosen.zero_point)
         params |= {m.key: chosen for m in members}
     return params
+
+
+def _softmax_room(graph: GraphModel, member: ActivationPlan, target: Target) -> float:
+    """What the range of codes that a Softmax gives must reach; minus infinity where that does not matter."""
+    node = graph.producer(graph.tensor(member.tensor))
+    if node is None or node.op != "Softmax" or member.spec.bits > 8 or not target.softmax_room:
+        return -math.inf
+    shape = graph.shape(node.outputs[0]) or ()
+    flat = graph.opset < _ONE_AXIS
+    axis = int(node.attrs.get("axis", 1 if flat else -1))
+    dims = shape[axis:] if flat else shape[axis:][:1]
+    known = [d for d in dims if isinstance(d, int)]
+    return target.softmax_room / max(1, math.prod(known))
 
 
 def _share_behind_clamps(graph: GraphModel, plan: Plan, params: dict[str, QuantParams]) -> None:
