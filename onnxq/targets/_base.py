@@ -71,8 +71,8 @@ class Target:
             the input comes out of a DequantizeLinear.
         copies_decoders: Whether every reader of a DequantizeLinear gets one of its own, before it looks for what it can
             fuse.
-        softmax_room: What the range of 8-bit codes behind a Softmax must reach at least, times the number of values that
-            it is taken over: its kernel overflows where codes are finer.
+        softmax_room: What the range of 8-bit codes behind a Softmax must reach at least, times the number of values
+            that it is taken over: its kernel overflows where codes are finer.
         insertion: Which operators carry the scales.
         schemes: What kinds of quantization it runs; see `onnxq.recipe.Scheme`.
         runs_here: Whether it is what runs models on this machine, so that its speed can be measured.
