@@ -28,6 +28,7 @@ import generated  # noqa: E402
 import graph_work  # noqa: E402
 import ladder  # noqa: E402
 import latency  # noqa: E402
+import lowbit  # noqa: E402
 import memory  # noqa: E402
 import observers  # noqa: E402
 import peer  # noqa: E402
@@ -276,6 +277,30 @@ def test_sizes_of_packed_weights_add_up(tmp_path):
     )
     assert count * 5 / 8 <= found["codes"] <= count * 5 / 8 * 1.01
     assert found["file"] == (tmp_path / "m.onnx").stat().st_size == sum(found[k] for k in found if k != "file")
+
+
+def test_perplexity_is_that_of_the_next_tokens(tmp_path):
+    """A model whose logits are a table: the probability of each next token is known."""
+    table = np.log(np.array([[0.5, 0.25, 0.25], [0.1, 0.8, 0.1], [0.2, 0.2, 0.6]], np.float32))
+    node = helper.make_node("Gather", ["E", "tokens"], ["logits"])
+    inputs = [helper.make_tensor_value_info("tokens", TensorProto.INT64, ["N", "T"])]
+    outputs = [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["N", "T", 3])]
+    graph = helper.make_graph([node], "g", inputs, outputs, [onnx.numpy_helper.from_array(table, "E")])
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), tmp_path / "m.onnx")
+    tokens = np.random.default_rng(0).integers(0, 3, (lowbit.CALIBRATE + 40, 9))
+    judged = tokens[lowbit.CALIBRATE :]
+    wanted = np.exp(-table[judged[:, :-1], judged[:, 1:]].mean())
+    assert lowbit.Texts(tokens, 1).perplexity(tmp_path / "m.onnx") == pytest.approx(wanted, rel=1e-6)
+
+
+def test_the_large_model_is_quantized_from_its_file(tmp_path):
+    row = lowbit.large(str(tmp_path / "m.onnx"), 64, 3)
+    assert row["bytes"] == 3 * 64 * 64 * 4
+    assert len(onnx.load(tmp_path / "m.onnx", load_external_data=False).SerializeToString()) < 4096
+    content = json.dumps(lowbit.recipe("gptq", 4, 32))
+    lowbit.quantize_large(str(tmp_path / "m.onnx"), str(tmp_path / "q.onnx"), content, 64, 1)
+    assert [n.op_type for n in onnx.load(tmp_path / "q.onnx").graph.node].count("MatMulNBits") == 3
+    assert (tmp_path / "q.onnx.data").stat().st_size < row["bytes"] / 4
 
 
 def test_pruned_models_are_measured_beside_what_they_came_from(tmp_path):

@@ -24,7 +24,7 @@ class HQQ(Method):
     power: Annotated[float, Field(strict=True, gt=0, le=2)] = Field(
         default=0.7, description="Exponent of the errors; below 1 a few large ones count little."
     )
-    iterations: Count = Field(default=20, description="Steps, of which every block keeps the best.")
+    iterations: Count = Field(default=20, description="Steps at the most, of which every block keeps the best.")
 
 
 class AWQ(Method):

@@ -63,7 +63,7 @@ class WeightOnly(Model):
     average_bits: Annotated[float, Field(strict=True, ge=2, le=8)] | None = Field(
         default=None,
         description="With a method: the width of each weight is chosen so that they average at most this, by what it "
-        "does to the outputs of the layer. Widths are 2, 4 and 8, with storage packed or rounded also 3, 5 and 6.",
+        "does to the outputs. Widths are 2, 4 and 8, with storage packed or rounded also 3, 5 and 6.",
     )
     compute: Literal["float32", "int8"] | None = Field(
         default=None,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -44,7 +44,7 @@ class Trial:
     def __init__(self, graph: GraphModel, ctx: QuantContext, weights: Mapping[str, WeightPlan]) -> None:
         self._graph = graph
         self._weights = {w.tensor: w for w in weights.values()}
-        self._session = make_session(_open_model(graph, list(self._weights)), threads=1)
+        self._session = make_session(opened_model(graph, list(self._weights)), threads=1)
         self._feed, self.samples = _sample(inputs_of(graph), ctx)
         floats = {name: weight_value(graph, w) for name, w in self._weights.items()}
         self._expected = self._session.run(None, {**self._feed, **floats})
@@ -62,7 +62,7 @@ class Trial:
         return mean_cosine(self._expected, self._session.run(None, feed))
 
 
-def _open_model(graph: GraphModel, names: list[str]) -> onnx.ModelProto:
+def opened_model(graph: GraphModel, names: Sequence[str]) -> onnx.ModelProto:
     """The model with these constants as inputs."""
     opened = graph.copy()
     for name in names:

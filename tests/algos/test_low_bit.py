@@ -138,8 +138,10 @@ def slow_hqq(block: Any, step: float, zero: float, shape: BlockShape, config: hq
     def error(step: float, zero: float) -> float:
         return float((np.abs((codes_of(step, zero) - zero) * step - block) ** config.power).sum())
 
-    best, beta = (error(step, zero), step, zero), config.beta
+    best, beta, since = (error(step, zero), step, zero), config.beta, 0
     for _ in range(config.iterations):
+        if since == 3:
+            break
         steps = codes_of(step, zero) - zero
         gap = block / step - steps
         with np.errstate(divide="ignore"):
@@ -151,7 +153,8 @@ def slow_hqq(block: Any, step: float, zero: float, shape: BlockShape, config: hq
         if cross > 0 and square > 0:
             step = float(np.float32(step * cross / square))
         beta *= config.kappa
-        best = min(best, (error(step, zero), step, zero))
+        found = error(step, zero)
+        best, since = ((found, step, zero), 0) if found < best[0] else (best, since + 1)
     return best[1:]
 
 

@@ -169,8 +169,10 @@ def hqq_rows(
             w = matrix[r, b * size : min((b + 1) * size, matrix.shape[1])]
             step, shift = np.float64(scale[r, b]), np.float64(zero[r, b])
             least = _lp_error(w, step, shift, top, power)
-            sharpness = beta
+            sharpness, since = beta, 0
             for _ in range(iterations):
+                if since >= 3:
+                    break
                 count, mean, cross, square = 0.0, 0.0, 0.0, 0.0
                 for k in range(w.size):
                     value = np.float64(w[k])
@@ -190,7 +192,8 @@ def hqq_rows(
                 if abs(step) < 1.1754944e-38:
                     break
                 error = _lp_error(w, step, shift, top, power)
+                since += 1
                 if error < least:
-                    least = error
+                    least, since = error, 0
                     scale[r, b] = np.float32(step)
                     zero[r, b] = np.uint8(shift)

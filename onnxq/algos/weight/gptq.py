@@ -114,8 +114,8 @@ def importance_of(power: NDArray[np.float64]) -> NDArray[np.float32]:
 
 def output_errors(error: Matrix, hessian: Hessian) -> NDArray[np.float64]:
     """What weight errors, shape (N, K), do to each output: the diagonal of ``E H E'``, shape (N,)."""
-    wide = error.astype(np.float64)
-    found: NDArray[np.float64] = np.einsum("nk,nk->n", wide @ hessian, wide)
+    moved = error @ hessian.astype(np.float32)
+    found: NDArray[np.float64] = np.einsum("nk,nk->n", moved, error, dtype=np.float64)
     return np.maximum(found, 0.0)
 
 

@@ -24,7 +24,7 @@ class HqqConfig:
 
     Attributes:
         power: Exponent of the errors, above 0 and up to 2.
-        iterations: Half-quadratic steps.
+        iterations: Half-quadratic steps, at the most: three in a row that gain nothing end them.
         beta: How much of an error is quadratic at first; errors are counted in steps of the scale.
         kappa: Factor of beta after each step.
     """
