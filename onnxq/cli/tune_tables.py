@@ -49,7 +49,7 @@ def failure(found: Tuned) -> str:
     budget = "; the budget ended the search" if found.out_of_time else ""
     return (
         f"{metric.name} is {metric.text(found.score)}, {metric.points(found.missing)} short of "
-        f"{metric.text(found.threshold)} ({found.constraint}); {tried} recipes were tried{budget}"
+        f"{metric.text(found.threshold)} ({found.constraint}); {'1 recipe was' if tried == 1 else f'{tried} recipes were'} tried{budget}"
     )
 
 

@@ -21,6 +21,8 @@ UserFunction = Callable[[Mapping[str, Array], Array | None], object]
 
 _TOKEN_INPUTS = ("tokens", "input_ids", "token_ids", "ids")
 _MASK = "attention_mask"
+_SURE = 0.9999
+"""Mean probability of the first class from which on a model is sure of it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -431,8 +433,19 @@ def _joined(name: str, parts: Sequence[Array]) -> Array:
     return np.concatenate(parts)
 
 
-def guide_for(outputs: Mapping[str, Any]) -> Measure:
-    """What tells small differences of two models apart: divergence where there are scores of classes, else noise."""
-    if any(scores_axis(value) is not None for value in outputs.values()):
-        return Divergence()
+def guide_for(metric: Metric, outputs: Mapping[str, Any]) -> Measure:
+    """What tells small differences of two models apart: divergence where there are scores of classes, else noise.
+
+    Where the model is sure of all it says, noise as well: the divergence would be 0 for anything.
+
+    Args:
+        metric: What is measured besides.
+        outputs: What the float model gives for one batch.
+    """
+    if metric.name == Sqnr.metric.name:
+        return Sqnr()
+    axes = {name: axis for name, value in outputs.items() if (axis := scores_axis(value)) is not None}
+    for name, axis in axes.items():
+        largest = log_probabilities(outputs[name], axis).max(axis=axis)
+        return Divergence() if float(np.exp(largest).mean()) < _SURE else Sqnr()
     return Sqnr()

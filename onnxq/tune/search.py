@@ -19,6 +19,9 @@ from onnxq.tune.history import Trial
 from onnxq.tune.repairs import Repair, Variant
 from onnxq.tune.trials import OutOfTime, Trials
 
+_READERS = 0.5
+"""Which part of the damage of a layer counts for those it reads from."""
+
 
 @dataclass(frozen=True)
 class Search:
@@ -128,7 +131,8 @@ class _Steps:
         """Layers that have codes, by what they damage over what it costs to leave them float, the best first.
 
         What a layer costs on average is added, so that one that costs nothing and damages next to nothing is not
-        the first.
+        the first. A layer is worth a part of what the layers do that read from it: where it is its codes that they
+        suffer from, leaving them float is not enough.
         """
         prober, floats = self._trials.prober, self.current.variant.floats
         if self._trials.objective == "latency":
@@ -136,8 +140,12 @@ class _Steps:
         else:
             extra = {name: float(prober.weight_bytes.get(name, 0)) for name in prober.layers}
         usual = sum(extra.values()) / max(1, len(extra)) or 1.0
+        worth = {name: damage.get(name, 0.0) for name in prober.layers}
+        for edge in prober.costs.edges:
+            if edge.producer in worth and edge.consumer in worth:
+                worth[edge.producer] += _READERS * damage.get(edge.consumer, 0.0)
         left = [name for name in prober.layers if name not in floats]
-        return sorted(left, key=lambda name: -damage.get(name, 0.0) / (extra[name] + usual))
+        return sorted(left, key=lambda name: -worth[name] / (extra[name] + usual))
 
     def _widen(self, damage: Mapping[str, float]) -> tuple[Callable[[Sequence[str]], Variant], list[str]] | None:
         """Give layers 16 bits, where that costs less than to leave them float."""

@@ -162,6 +162,14 @@ def test_ratings_add_how_far_outputs_are() -> None:
     assert scorer.guide == "kl"
 
 
+def test_where_the_model_is_sure_of_everything_damage_is_noise_too() -> None:
+    """Divergences of scores in the hundreds are 0, however much noise there is."""
+    sure = graph_of(LINEAR, W=np.float32(1e4) * normal(4, 3))
+    scorer = Evaluation(X, "agreement").prepare(sure, guided=True)
+    assert scorer.guide == "sqnr"
+    assert Evaluation(X, "sqnr").prepare(linear(), guided=True).guide == "sqnr"
+
+
 def test_without_classes_damage_is_noise_over_signal() -> None:
     text = "g (float[N,1,2,4] x) => (float[N,1,2,1] y) { y = MatMul (x, W) }"
     x, w = normal(6, 1, 2, 4), normal(4, 1)
