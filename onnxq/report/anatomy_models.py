@@ -11,11 +11,13 @@ from onnxq.graph import GraphModel, Node, Tensor
 from onnxq.opinfo import OPS
 from onnxq.plan import Decision, Role
 from onnxq.report.anatomy import Anatomy, WeightPlace, name_of
+from onnxq.report.debug_reading import Reading, read_quantized
 from onnxq.report.numbers import Numbers, numbers_of
 from onnxq.report.pairs import Pair, find_pairs
 from onnxq.spec import PerAxis, PerBlock, PerTensor, QType, QuantParams, QuantSpec
 
 _CODED = ("MatMulNBits", "GatherBlockQuantized", "MatMulInteger", "ConvInteger", "DynamicQuantizeMatMul")
+_WEIGHTED = ("Gather", "LSTM", "GRU", "RNN")
 _FOLDED = ("Relu", "Clip", "BatchNormalization")
 _MADE = ("QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear")
 _WIDTHS = {"float8e4m3fn": QType.FLOAT8E4M3FN, "float8e5m2": QType.FLOAT8E5M2}
@@ -33,10 +35,14 @@ def read_anatomy(reference: GraphModel, quantized: GraphModel) -> Anatomy:
     """
     pairs = find_pairs(reference, quantized)
     twins = _twins(reference, quantized)
-    decisions, weights = {}, dict[WeightPlace, Numbers]()
+    reading = read_quantized(quantized)
+    parts = {str(n.name).rpartition("_")[0] for n in quantized.nodes() if n.op in _CODED}
+    decisions: dict[str, Decision] = {}
+    weights: dict[WeightPlace, Numbers] = {}
     for node in reference.nodes():
         twin = twins.get(name_of(node))
-        decisions[name_of(node)] = Decision(name_of(node), node.op, _role(quantized, node, twin))
+        role = "quantized" if name_of(node) in parts else _role(reading, node, twin)
+        decisions[name_of(node)] = Decision(name_of(node), node.op, role)
         if twin is not None:
             weights |= {(name_of(node), index): found for index, found in _weights(reference, quantized, node, twin)}
     return Anatomy(reference, decisions, _activations(quantized, pairs), weights)
@@ -57,13 +63,17 @@ def _twins(reference: GraphModel, quantized: GraphModel) -> dict[str, Node]:
     return found
 
 
-def _role(quantized: GraphModel, node: Node, twin: Node | None) -> Role:
+def _role(reading: Reading, node: Node, twin: Node | None) -> Role:
+    quantized = reading.graph
     if twin is None:
         return "absorbed" if node.op in _FOLDED else "float"
     if twin.op in _CODED or twin.op.startswith(("QLinear", "Ascend")):
         return "quantized"
     info = OPS.get(node.op)
     makers = [quantized.producer(t) for t in twin.inputs if t.name]
+    weighted = node.op in _WEIGHTED or (info is not None and info.kind == "linear")
+    if weighted and any(reading.is_constant(t) and not quantized.is_constant(t) for t in twin.inputs if t.name):
+        return "quantized"  # its weight is decoded from codes
     if info is None or not any(maker is not None and maker.op == "DequantizeLinear" for maker in makers):
         return "float"
     if info.kind == "linear":
@@ -120,8 +130,7 @@ def _read(graph: GraphModel, tensor: str, node: Node) -> Numbers | None:
     size = int(node.attrs.get("block_size", 0))
     granularity = PerBlock(axis, size) if size else PerAxis(axis) if scale.ndim else PerTensor()
     try:
-        spec = QuantSpec(qtype, granularity)
-        params = QuantParams(QuantSpec(qtype, granularity, bool((zero == spec.middle).all())), scale, zero)
+        params = QuantParams(QuantSpec(qtype, granularity, qtype.signed and not zero.any()), scale, zero)
     except (ValueError, OnnxqError):
         return None
     return numbers_of(tensor, params)

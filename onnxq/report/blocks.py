@@ -62,7 +62,7 @@ def layer_section(anatomy: Anatomy) -> Section:
 
 
 def _layer_lead(anatomy: Anatomy) -> str:
-    lead = "Nodes of the float model as it was quantized, in the order in which they run."
+    lead = "Nodes of the float model in the order in which they run."
     if anatomy.errors:
         lead += f" SQNR and cosine are over {anatomy.samples} samples and include what came in with the inputs."
     return lead

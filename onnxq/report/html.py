@@ -64,8 +64,8 @@ def compare_report(found: Comparison, anatomy: Anatomy, *, failed: Sequence[str]
     summary.append(Shares(list(counts.items()), "nodes"))
     summary += [Text(text, "note") for text in found.notes]
     summary += [_before_after(found), *_outputs(found)]
-    cards.append(Card("compared on", f"{found.samples:,}", f"samples: {found.data}"))
-    sections = [Section("Summary", summary), *_anatomy_sections(anatomy)]
+    cards.append(Card("compared on", f"{found.samples:,}", "samples"))
+    sections = [Section("Summary", summary, f"Compared on {found.data}."), *_anatomy_sections(anatomy)]
     subtitle = f"{found.quantized} compared with {found.reference} by onnxq {__version__}"
     return render(Page(found.quantized.name, subtitle, cards, sections))
 

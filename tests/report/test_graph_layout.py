@@ -83,10 +83,10 @@ def test_many_long_edges_cost_no_more_than_short_ones(monkeypatch):
     asked = []
     placed = graph_layout._placed
     monkeypatch.setattr(graph_layout, "_placed", lambda net: asked.append(len(net.row)) or placed(net))
-    for count in (200, 2000):
+    for count in (100, 800):
         chain = list(itertools.pairwise(range(count)))
         lay_out(count, chain + [(max(0, i - k), i) for i in range(2, count) for k in (5, 9, i) if i - k >= 0])
-    assert asked[1] < 12 * asked[0]
+    assert asked[1] < 10 * asked[0]
 
 
 @pytest.mark.parametrize("edge", [(1, 0), (0, 0), (-1, 0), (0, 2)], ids=str)

@@ -56,7 +56,7 @@ function legend(holder, groups) {
   for (const group of named) {
     const dot = element('span', { class: 'dot' });
     dot.style.background = color(group, groups);
-    list.append(element('li', {}, dot, group));
+    list.append(element('li', {}, dot, group === 'io' ? 'input or output' : group));
   }
   holder.append(list);
 }

@@ -147,7 +147,7 @@ function paintHistogram(svg, width, tensor, log) {
   const room = (Math.max(high, clipHigh) - Math.min(low, clipLow)) * 0.02 || 1e-9;
   const x = scale(Math.min(low, clipLow) - room, Math.max(high, clipHigh) + room, left, width - 8, false);
   const y = scale(log ? 0.5 : 0, Math.max(1, ...tensor.counts), bottom, top, log);
-  axisLeft(svg, y, left, width, '', 4);
+  axisLeft(svg, y, left, width, 'count', 4);
   axisBelow(svg, x, bottom, left, width, 'value', width < 600 ? 4 : 9);
   const step = (high - low) / tensor.counts.length;
   let path = '';
