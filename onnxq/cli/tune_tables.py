@@ -47,9 +47,10 @@ def failure(found: Tuned) -> str:
     """How far the model is from what was wanted, and what was tried."""
     metric, tried = found.metric, len([t for t in found.history if not t.outcome.refused])
     budget = "; the budget ended the search" if found.out_of_time else ""
+    recipes = "1 recipe was" if tried == 1 else f"{tried} recipes were"
     return (
         f"{metric.name} is {metric.text(found.score)}, {metric.points(found.missing)} short of "
-        f"{metric.text(found.threshold)} ({found.constraint}); {'1 recipe was' if tried == 1 else f'{tried} recipes were'} tried{budget}"
+        f"{metric.text(found.threshold)} ({found.constraint}); {recipes} tried{budget}"
     )
 
 
