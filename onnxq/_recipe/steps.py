@@ -45,6 +45,11 @@ class BalanceConfig(Model):
     strength: Annotated[float, Field(strict=True, ge=0.2, le=0.8)] = Field(
         default=0.5, description="0.2 leaves most of it in the activations, 0.8 moves most of it into the weights."
     )
+    mul: Flag = Field(
+        default=True,
+        description="Also balance layers whose input nothing in front can divide, by a Mul of its own, as AMCT does; "
+        "false: only where it costs nothing, as SmoothQuant does.",
+    )
 
 
 class ImagePreprocess(Model):

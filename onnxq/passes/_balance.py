@@ -16,6 +16,7 @@ from onnxq.opinfo import OPS
 from onnxq.passes._base import Skip
 from onnxq.passes._linear import Linear, Vector, describe, kind, label, read_linear, write_weight
 from onnxq.plan import Plan
+from onnxq.recipe import BalanceConfig
 
 if TYPE_CHECKING:
     from onnxq.context import QuantContext
@@ -34,11 +35,13 @@ class BalancedLayer:
         linear: The layer.
         strength: How much of the unevenness goes into the weight.
         axis: Axis of the input's channels: 1, or -1 for a MatMul.
+        mul: Whether a Mul may divide its input.
     """
 
     linear: Linear
     strength: float
     axis: int
+    mul: bool
 
     @property
     def node(self) -> Node:
@@ -74,7 +77,7 @@ def layers_to_balance(graph: GraphModel, ctx: QuantContext) -> tuple[list[Balanc
         settings = ctx.recipe.resolve(label(node), kind(node))
         if settings.balance is None or not _has_products(node):
             continue
-        layer = _layer(graph, node, settings.balance.strength)
+        layer = _layer(graph, node, settings.balance)
         if isinstance(layer, BalancedLayer):
             axis = layer.axis % (graph.rank(layer.tensor) or 1)
             if axes.setdefault(layer.tensor.name, axis) == axis:
@@ -90,12 +93,14 @@ def _has_products(node: Node) -> bool:
     return info is not None and (info.kind == "linear" or node.op in _WITHOUT_CHANNELS)
 
 
-def _layer(graph: GraphModel, node: Node, strength: float) -> BalancedLayer | str:
+def _layer(graph: GraphModel, node: Node, config: BalanceConfig) -> BalancedLayer | str:
     linear = balanceable(graph, node)
     if isinstance(linear, str):
         return linear
     done = balanced_already(graph, node)
-    return BalancedLayer(linear, strength, -1 if node.op == "MatMul" else 1) if done is None else done
+    if done is not None:
+        return done
+    return BalancedLayer(linear, config.strength, -1 if node.op == "MatMul" else 1, config.mul)
 
 
 def balanceable(graph: GraphModel, node: Node) -> Linear | str:

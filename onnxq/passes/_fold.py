@@ -231,18 +231,18 @@ def _product(walk: _Walk, node: Node, factors: Factors, depth: int) -> str | Non
 
 
 def _norm(walk: _Walk, node: Node, factors: Factors, depth: int) -> str | None:
-    """Scale and bias of a normalization."""
-    graph = walk.graph
-    if node.attrs.get("training_mode", 0) or sum(bool(o.name) for o in node.outputs) != 1:
+    """Scale and bias of a normalization; its other outputs do not depend on them, unless it is being trained."""
+    graph, places = walk.graph, _LAST_NORMS.get(kind(node))
+    last = places is not None
+    if not last and (node.attrs.get("training_mode", 0) or sum(bool(o.name) for o in node.outputs) != 1):
         return _barrier(node)
-    last = node.op == "LayerNormalization"
     if last and int(node.attrs.get("axis", -1)) not in (-1, factors.ndim - 1):
         return _barrier(node)
-    for index in (1, 2):
+    for index in places or (1, 2):
         if len(node.inputs) <= index or not node.inputs[index].name:
             continue
         tensor = node.inputs[index]
-        if (reason := why_not_constant(graph, tensor, "scale" if index == 1 else "bias")) is not None:
+        if (reason := why_not_constant(graph, tensor, "scale or bias")) is not None:
             return f"{describe(node)}: {reason}"
         values = np.asarray(graph.value(tensor), np.float64)
         vector = _vector(factors, -1 if last else 1, values.size) if values.ndim == 1 else None
@@ -316,10 +316,20 @@ def _homogeneous(walk: _Walk, node: Node, factors: Factors, depth: int) -> str |
     return _barrier(node) if isinstance(passed, str) else walk.into(source, factors, node, depth)
 
 
+_LAST_NORMS: dict[str, tuple[int, ...]] = {
+    "LayerNormalization": (1, 2),
+    "RMSNormalization": (1,),
+    "SimplifiedLayerNormalization": (1,),
+    "com.microsoft::SkipLayerNormalization": (2, 3),
+    "com.microsoft::SkipSimplifiedLayerNormalization": (2,),
+    "com.microsoft::EmbedLayerNormalization": (5, 6),
+}
+"""Normalizations over the last axis, with the indexes of their scale and bias."""
+
 _Rule = Callable[[_Walk, Node, Factors, int], str | None]
 _RULES: dict[str, _Rule] = {
     **dict.fromkeys(LINEAR_OPS, _linear),
-    **dict.fromkeys(("BatchNormalization", "InstanceNormalization", "LayerNormalization"), _norm),
+    **dict.fromkeys(("BatchNormalization", "InstanceNormalization", *_LAST_NORMS), _norm),
     **dict.fromkeys(("Add", "Sub", "Mul", "Div"), _arithmetic),
     **dict.fromkeys(_MOVED, _reshape),
     **dict.fromkeys(_REDUCED, _reduction),

@@ -46,8 +46,9 @@ class BalanceDmq(Pass):
         weights times ``f = amax**s / wmax**(1 - s)``. The division of the activation is written into the
         constants in front where all readers of the tensor are balanced and only operations that let
         factors pass are in between; these layers then share one factor, found for all their weights
-        together. Elsewhere a Mul called ``<layer>.mul`` does it. Notes say which is the case and why;
-        ``ctx.balance`` holds the factors. A layer with a factor out of bounds is left alone.
+        together. Elsewhere a Mul called ``<layer>.mul`` does it, or the layer is left alone, as the recipe
+        says. Notes say which is the case and why; ``ctx.balance`` holds the factors. A layer with a factor
+        out of bounds is left alone.
 
     Where the numbers of layers go into a record of their own, weights of quantized layers in front are
     left as they are: the record has to fit the model without the division as well.
@@ -72,7 +73,7 @@ class BalanceDmq(Pass):
             reason = writer.fold(group)
             if reason is not None:
                 for layer in group:
-                    writer.multiply(layer, reason)
+                    writer.multiply(layer, reason) if layer.mul else writer.skip(layer, reason)
         if writer.changed:
             graph.sort()
         return PassReport(writer.changed, (*skipped, *writer.skipped), tuple(writer.notes))
@@ -118,6 +119,10 @@ class _Writer:
         if factors is not None:
             write_mul(self._graph, layer.node, factors)
             self._finish(layer, factors, f"a Mul divides its input, for {reason}")
+
+    def skip(self, layer: BalancedLayer, reason: str) -> None:
+        """Leave a layer as it is."""
+        self.skipped.append(Skip(layer.name, f"not balanced: {reason}, and the recipe wants no Mul (balance.mul)"))
 
     def _finish(self, layer: BalancedLayer, factors: _Factors, how: str) -> None:
         scale_weight(self._graph, layer.linear, factors)

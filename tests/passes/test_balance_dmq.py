@@ -168,6 +168,29 @@ FOLDABLE: dict[str, tuple[str, dict[str, Any]]] = {
         f"{TOKENS} {{ r = LayerNormalization<axis=2>(x, gamma) [layer] y = MatMul(r, W) }}",
         {"gamma": GAMMA, "W": normal(6, 4)},
     ),
+    "LayerNormalization with its statistics": (
+        """g (float[N,5,6] x) => (float[N,5,4] y, float[N,5,1] mean) { r, mean = LayerNormalization(x, gamma)
+            [layer] y = MatMul(r, W) }""",
+        {"gamma": GAMMA, "W": normal(6, 4)},
+    ),
+    "an RMS normalization in pieces": (
+        f"""{TOKENS} {{ q = Mul(x, x) v = ReduceMean<axes=[-1]>(q) e = Add(v, eps) s = Sqrt(e) i = Div(one, s)
+            n = Mul(x, i) r = Mul(n, gamma) [layer] y = MatMul(r, W) }}""",
+        {"eps": 1e-5, "one": 1.0, "gamma": GAMMA, "W": normal(6, 4)},
+    ),
+    "an RMS normalization, then a gate": (
+        f"""{TOKENS} {{ q = Pow(x, two) v = ReduceMean<axes=[-1]>(q) e = Add(v, eps) s = Sqrt(e) n = Div(x, s)
+            h = Mul(gamma, n) u = MatMul(h, V) g = MatMul(h, U) sg = Sigmoid(g) w = Mul(g, sg) r = Mul(w, u)
+            [layer] y = MatMul(r, W) }}""",
+        {
+            "two": 2.0,
+            "eps": 1e-5,
+            "gamma": np.ones(6, np.float32),
+            "V": columns(6, 6),
+            "U": normal(6, 6),
+            "W": normal(6, 4),
+        },
+    ),
     "a layer normalization in pieces": (
         f"""{TOKENS} {{ m = ReduceMean<axes=[-1]>(x) d = Sub(x, m) q = Pow(d, two) v = ReduceMean<axes=[-1]>(q)
             e = Add(v, eps) s = Sqrt(e) n = Div(d, s) a = Mul(n, gamma) r = Add(a, beta) [layer] y = MatMul(r, W) }}""",
@@ -223,6 +246,28 @@ def test_the_division_goes_into_what_is_in_front(name: str) -> None:
     assert report.notes == (f"layer: the division is part of what computes {graph.node('layer').inputs[0].name!r}",)
     assert graph.node("layer").inputs[0].name in json.loads(ctx.metadata["onnxq.rescaled_tensors"])
     assert apply(graph, SelectLayers(), CalibrateChannels(), BalanceDmq(), ctx=ctx).changed == 0
+
+
+FUSED_NORMS = {
+    "skip": "r, m, v, z = com.microsoft.SkipLayerNormalization <epsilon=1e-5> (x, k, gamma, beta, bias)",
+    "skip, without beta": "r, m, v, z = com.microsoft.SkipLayerNormalization (x, k, gamma)",
+    "skip, RMS": "r, m, v, z = com.microsoft.SkipSimplifiedLayerNormalization (x, k, gamma, bias)",
+}
+
+
+@pytest.mark.parametrize("name", FUSED_NORMS)
+def test_the_division_goes_into_normalizations_that_onnx_runtime_has_fused(name: str) -> None:
+    """Factors are in the scale and bias, but not in what is added in front of them."""
+    text = f"""<ir_version: 8, opset_import: ["" : 17, "com.microsoft" : 1]>
+        g (float[N,5,6] x, float[N,5,6] k) => (float[N,5,4] y, float[N,5,6] z) {{
+            {FUSED_NORMS[name]} [layer] y = MatMul(r, W) }}"""
+    constants = {"gamma": GAMMA, "beta": BETA, "bias": normal(6, seed=4)}
+    used = {key: value for key, value in constants.items() if key in text}
+    model = build(text, check=False, W=normal(6, 4), **used)
+    graph, _, _ = balanced(model, changed=1, recipe=ONLY_LAYER)
+    assert folded(graph) == ["layer"]
+    assert ops(graph) == ops(planned(model)[0])
+    assert [t.name for t in graph.constants() if t.name == "bias"] == ["bias"] * ("bias" in text)
 
 
 def test_factors_are_those_of_the_algorithm() -> None:
@@ -348,11 +393,6 @@ UNFOLDABLE: dict[str, tuple[str, dict[str, Any], str]] = {
             [layer] y = MatMul(r, W) }}""",
         {"V": columns(6, 6), "root": 1.4142135, "one": 1.0, "half": 0.5, "W": normal(6, 4)}, "would have to grow",
     ),
-    "training statistics": (
-        """g (float[N,5,6] x) => (float[N,5,4] y, float[N,5,1] mean) { r, mean = LayerNormalization(x, gamma)
-            [layer] y = MatMul(r, W) }""",
-        {"gamma": GAMMA, "W": normal(6, 4)}, "does not let",
-    ),
     "two axes normalized": (
         f"{TOKENS} {{ r = LayerNormalization<axis=1>(x, gamma) [layer] y = MatMul(r, W) }}",
         {"gamma": np.ones((5, 6), np.float32) * SIZES, "W": normal(6, 4)}, "does not let",
@@ -388,6 +428,25 @@ def test_otherwise_a_mul_divides(name: str) -> None:
     apply(graph, SelectLayers(), ctx=ctx)
     assert "layer.mul" not in [n for a in ctx.plan.activations.values() for n, _ in a.readers]
     assert apply(graph, CalibrateChannels(), BalanceDmq(), ctx=ctx).changed == 0
+
+
+@pytest.mark.parametrize("name", ["graph input", "barrier", "another reader"])
+def test_without_a_mul_such_layers_are_left_alone(name: str) -> None:
+    text, constants, reason = UNFOLDABLE[name]
+    used = {"W": normal(4, 6, 1, 1)} | ({"V": rows(6, 3, 1, 1)} if "V)" in text else {}) | constants
+    model = build(text, **used)
+    recipe = {"rules": [{"match": {"node": "layer"}, "balance": {"mul": False}}]}
+    _, _, report = balanced(model, changed=0, recipe=recipe)
+    (skip,) = report.skipped
+    assert skip.reason.startswith("not balanced: ")
+    assert reason in skip.reason
+    assert skip.reason.endswith("the recipe wants no Mul (balance.mul)")
+
+
+def test_what_costs_nothing_is_balanced_without_a_mul_too() -> None:
+    recipe = {"rules": [{"match": {"node": "layer"}, "balance": {"mul": False}}]}
+    graph, _, _ = balanced(foldable("LayerNormalization"), changed=1, recipe=recipe)
+    assert folded(graph) == ["layer"]
 
 
 def test_different_strengths_are_kept_apart() -> None:
