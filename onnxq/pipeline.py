@@ -22,6 +22,7 @@ from onnxq.passes._specs import FIRST_PER_AXIS, needed_opset
 from onnxq.passes._weight_only import check_weight_only, stored_opsets
 from onnxq.passes.assign_names import AssignNames
 from onnxq.passes.balance_dmq import BalanceDmq
+from onnxq.passes.bound_masks import BoundMasks
 from onnxq.passes.calibrate import Calibrate
 from onnxq.passes.calibrate_channels import CalibrateChannels
 from onnxq.passes.choose_blocks import ChooseBlocks
@@ -177,6 +178,8 @@ def preparation(recipe: Recipe, target: Target, *, select: bool = True) -> list[
             )
         options = recipe.equalize
         passes.append(EqualizeLayers(options.iterations, options.tolerance, options.drop_clips))
+    if target.all_codes:
+        passes.append(BoundMasks())
     masks: list[Pass] = [MaskWeights()] if TwoOfFour in pruned else []
     if recipe.scheme.kind == "weight_only":  # weights are decoded: every form of a Gemm will do
         return [*passes, *masks]

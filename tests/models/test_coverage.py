@@ -59,6 +59,7 @@ RUNS: list[tuple[str, int, dict[str, Any]]] = [
     ("ink_unet", 8, {"target": "qnn", "prune": {"kind": "channels", "ratio": 0.3}}),
     ("tones_conv1d", 8, {"prune": "2:4", "refine": [{"kind": "bias_correction", "inputs": "float"}]}),
     ("pairs_answer", 8, {"target": "tensorrt"}),
+    ("sketch_decoder", 8, {"target": "qnn"}),
 ]
 
 
