@@ -1,8 +1,8 @@
 """Tuning: the default recipe, AMCT's rollback strategy, `onnxq tune` and onnxruntime.quantization beside each other.
 
 The search sees every second feed of the evaluation data; the figures under "held out" are of the others, which no
-method has seen. All models calibrate with the same samples. AMCT's strategy, a binary search for the shortest part of its
-ranking that is enough when it is rolled back, is run on the default recipe, with AMCT's own ranking: the cosine
+method has seen. All models calibrate with the same samples. AMCT's strategy, a binary search for the shortest part of
+its ranking that is enough when it is rolled back, is run on the default recipe, with AMCT's own ranking: the cosine
 similarity of each layer by itself, quantized as for Ascend. Latencies are those of the models in turn, one thread.
 """
 
