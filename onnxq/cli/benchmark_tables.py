@@ -58,11 +58,12 @@ def _models(found: BenchmarkReport) -> Table:
 
 
 def _times(found: BenchmarkReport) -> Table:
-    numbers = ["median", "quartiles", "best", "samples/s", "ratio", "95 %"]
-    table = plain_table("", *numbers, "", right=numbers)
+    several = len(found.models) > 1
+    numbers = ["median", "quartiles", "best", "samples/s", *(["ratio", "95 %"] if several else [])]
+    table = plain_table("", *numbers, *([""] if several else []), right=numbers)
     ratios: list[Ratio | None] = [None, *found.benchmark.ratios]
     for letter, timing, ratio in zip(_letters(found), found.benchmark.timings, ratios, strict=True):
-        table.add_row(Text(letter, style="bold"), *_row(timing), *_ratio(ratio))
+        table.add_row(Text(letter, style="bold"), *_row(timing), *(_ratio(ratio) if several else ()))
     return table
 
 

@@ -175,17 +175,21 @@ def run_benchmark(
     titles = [str(path) for path in paths]
     inputs = common_inputs(list(zip(titles, map(inputs_of, graphs), strict=True)))
     fed = _fed(options, inputs)
-    timings = benchmark(
-        paths,
-        fed.feeds,
-        threads=options.threads,
-        rounds=options.rounds,
-        warm_up=WARM_UP,
-        names=titles,
-        samples=fed.samples,
-        clock=clock,
-        progress=progress,
-    )
+    try:
+        timings = benchmark(
+            paths,
+            fed.feeds,
+            threads=options.threads,
+            rounds=options.rounds,
+            warm_up=WARM_UP,
+            names=titles,
+            samples=fed.samples,
+            clock=clock,
+            progress=progress,
+        )
+    except DataError as err:
+        hint = "; random numbers of this shape will not do: give --shape, or samples with --data"
+        raise DataError(f"{err}{'' if options.data else hint}") from err
     runs = PROFILED if options.profile else _LOOKED_AT
     models = []
     for number, (path, graph) in enumerate(zip(paths, graphs, strict=True)):

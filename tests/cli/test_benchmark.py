@@ -125,3 +125,15 @@ def test_the_report_is_one_page_with_all_sections(here):
 def test_a_report_does_not_overwrite_a_model(here):
     result = benchmark("m.onnx", "--report", "m.onnx", code=2)
     assert "--report m.onnx is the same file as the model m.onnx" in result.stderr
+
+
+def test_a_model_that_random_numbers_do_not_suit_says_what_to_give(tmp_path):
+    """The shape is an input: a 0 or a 1 in its place is none."""
+    text = "g (int64[N] x, float[N, T] w) => (float[N, T] y) { y = Reshape(w, x) }"
+    onnx.save(build(text, check=False), tmp_path / "m.onnx")
+    with pytest.raises(DataError, match=r"m\.onnx: ONNX Runtime failed on this feed .*: give --shape, or samples"):
+        run_benchmark([tmp_path / "m.onnx"], BenchmarkOptions(rounds=1))
+
+
+def test_one_model_has_no_ratio(here):
+    assert "ratio" not in benchmark("m.onnx").stdout
