@@ -14,10 +14,12 @@ from onnxq.tune.costs import OUTSIDE, Edge, LayerCosts
 
 RUNS = 20
 _SHAPES_AT_ONCE = 32
-_LEAST_CONVERSION = 1.0
-"""Microseconds that a node costs at least, however small its tensor is."""
+_PER_NODE = 3.0
+"""Microseconds that a conversion costs however small its tensor is."""
 _PER_ELEMENT = 5e-4
 """Microseconds for an element, where the integer model has no conversion to learn it from."""
+_MOST_PER_ELEMENT = 5e-3
+"""What is beyond that is no work on elements: small tensors would make it look so."""
 _ADDED = frozenset({"Transpose", "ReorderInput", "ReorderOutput"})
 """What ONNX Runtime adds where kernels of different layouts meet."""
 _FLOAT_OPS, _WIDE_OPS = 4.0, 2.0
@@ -61,13 +63,13 @@ def costs_of(
     edges = list(layers.edges(elements))
     between = [node for node in integers.nodes if _is_conversion(node)]
     crossing = sum(size for producer, consumer, size in edges if OUTSIDE in (producer, consumer))
-    spent = sum(node.microseconds for node in between)
-    rate = spent / crossing if crossing and spent else _PER_ELEMENT
+    spent = sum(max(0.0, node.microseconds - _PER_NODE) for node in between)
+    rate = min(spent / crossing, _MOST_PER_ELEMENT) if crossing and spent else _PER_ELEMENT
     work = [node for node in integers.nodes if not _is_conversion(node)]
     return LayerCosts(
         layers.costs((node.layer, node.microseconds) for node in floats.nodes),
         layers.costs((node.layer, node.microseconds) for node in work),
-        tuple(Edge(a, b, max(_LEAST_CONVERSION, rate * size)) for a, b, size in edges),
+        tuple(Edge(a, b, _PER_NODE + rate * size) for a, b, size in edges),
         sum(node.microseconds for node in work if layers.of(node.layer) == OUTSIDE),
     )
 

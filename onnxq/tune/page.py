@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
 from onnxq.report.page import Block, Card, Column, Page, Point, ScatterPlot, Section, Table, Text
@@ -88,6 +89,8 @@ def _front(found: Tuned) -> Iterator[Block]:
         for trial in found.history
         if not trial.outcome.refused
     ]
+    if found.objective == "latency" and math.isfinite(found.reference):
+        points.append(Point(found.costs.total(found.costs.integer_cost), found.reference, "the float model", "float"))
     label = f"{found.metric.name} {found.metric.unit}".rstrip()
     note = f"good enough from {found.metric.text(found.threshold)}"
     yield ScatterPlot("Score and cost", points, f"{found.objective}, {unit}", label, line=("front",), note=note)

@@ -83,28 +83,36 @@ def test_a_profile_is_shared_out_among_layers() -> None:
     )
     integers = Profile(
         (
-            ran("q", 6, "x_quantize", KernelKind.CONVERSION, "QuantizeLinear"),
+            ran("q", 9.2, "x_quantize", KernelKind.CONVERSION, "QuantizeLinear"),
             ran("t", 2, None, op="Transpose"),
             ran("1", 4, "c1", KernelKind.INTEGER),
             ran("3", 1, "pool", KernelKind.CODES),
             ran("4", 5, "c2", KernelKind.INTEGER),
-            ran("d", 4, "c_dequantize", KernelKind.CONVERSION, "DequantizeLinear"),
+            ran("d", 4.1, "c_dequantize", KernelKind.CONVERSION, "DequantizeLinear"),
             ran("5", 9, "erf"),
         ),
         0,
         1,
     )
-    elements = {"x": 200, "a": 256, "b": 256, "p": 256, "c": 256, "y": 256}
+    elements = {"x": 2000, **dict.fromkeys("abpcy", 2560)}
     found = costs_of(graph_of(NET, **WEIGHTS), PLAN, floats, integers, elements)
     assert found.float_cost == {"c1": 15, "c2": 7}
     assert found.integer_cost == {"c1": 5, "c2": 5}
     assert found.rest == 9
-    rate = (6 + 2 + 4) / (200 + 256)  # of what crosses between codes and floats
+    rate = (9.2 - 3 + 4.1 - 3) / (2000 + 2560)  # of what crosses between codes and floats
     assert {(e.producer, e.consumer): e.conversion for e in found.edges} == {
-        (OUTSIDE, "c1"): pytest.approx(200 * rate),
-        ("c1", "c2"): pytest.approx(256 * rate),
-        ("c2", OUTSIDE): pytest.approx(256 * rate),
+        (OUTSIDE, "c1"): pytest.approx(3 + 2000 * rate),
+        ("c1", "c2"): pytest.approx(3 + 2560 * rate),
+        ("c2", OUTSIDE): pytest.approx(3 + 2560 * rate),
     }
+
+
+def test_small_tensors_do_not_make_conversions_look_slow() -> None:
+    convert = ran("q", 15, "x_quantize", KernelKind.CONVERSION, "QuantizeLinear")
+    integers = Profile((convert, ran("1", 4, "c1", KernelKind.INTEGER), ran("4", 5, "c2", KernelKind.INTEGER)), 0, 1)
+    elements = {"x": 10, **dict.fromkeys("abpcy", 4000)}
+    found = costs_of(graph_of(NET, **WEIGHTS), PLAN, Profile((), 0, 1), integers, elements)
+    assert max(edge.conversion for edge in found.edges) < 25
 
 
 def test_where_the_backend_does_not_run_operations_are_counted() -> None:
