@@ -10,7 +10,7 @@ import re
 
 import pytest
 
-from tests.golden.regenerate import HERE, NAMES, golden_text
+from tests.golden.regenerate import HERE, NAMES, PLANNED, golden_text, planned_text
 
 NUMBER = re.compile(r"(?<= )(\d+\.\d+(?:e-?\d+)?|\d+e-?\d+)(?= \d+$)", re.MULTILINE)
 HINT = "if the change is meant: python -m tests.golden.regenerate"
@@ -33,3 +33,11 @@ def test_the_files_say_what_matters(name: str) -> None:
     quantize = int(re.search(r"^  QuantizeLinear (\d+)$", text, re.MULTILINE)[1])
     dequantize = int(re.search(r"^  DequantizeLinear (\d+)$", text, re.MULTILINE)[1])
     assert dequantize > quantize >= len(scales)
+
+
+@pytest.mark.parametrize("name", PLANNED)
+def test_the_plan_of_a_bundled_model_is_the_same(name: str) -> None:
+    wanted = (HERE / f"{name}.txt").read_text(encoding="utf-8").splitlines()
+    assert planned_text(name).splitlines() == wanted, HINT
+    for target in ("ort", "qnn"):
+        assert any(line.endswith(" quantized") for line in wanted[wanted.index(f"target {target}: nodes") :])

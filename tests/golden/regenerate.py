@@ -11,10 +11,22 @@ from collections import Counter
 from pathlib import Path
 
 import onnxq
+from tests.bundled import MODELS
 
 HERE = Path(__file__).resolve().parent
-MODELS = HERE.parents[1] / "models"
 NAMES = ("digits_cnn", "digits_mobilenet", "digits_transformer")
+PLANNED = (
+    "digits_gru",
+    "digits_lstm",
+    "digits_prototypes",
+    "ink_unet",
+    "pairs_answer",
+    "sketch_decoder",
+    "sketch_decoder_with_past",
+    "tones_conv1d",
+)
+"""Models of which only the plan is kept, for two targets: it needs no data."""
+TARGETS = ("ort", "qnn")
 
 
 def golden_text(name: str) -> str:
@@ -32,10 +44,26 @@ def golden_text(name: str) -> str:
     return "\n".join(lines) + "\n"
 
 
+def planned_text(name: str) -> str:
+    """What becomes of every node, and the types of what gets codes."""
+    lines = [f"# {name}: what is planned for it"]
+    for target in TARGETS:
+        plan = onnxq.plan_model(MODELS / f"{name}.onnx", recipe={"target": target}).plan
+        lines += ["", f"target {target}: nodes"]
+        lines += [f"  {d.node}: {d.op_type} {d.role}" for d in plan.decisions]
+        lines += ["", f"target {target}: activations"]
+        lines += [f"  {a.key}: {a.spec.qtype.label}, scale of {a.group}" for a in plan.activations.values()]
+        lines += ["", f"target {target}: weights"]
+        lines += [f"  {w.key}: {w.spec.qtype.label}" for w in plan.weights]
+    return "\n".join(lines) + "\n"
+
+
 def main() -> None:
     """Write all files."""
     for name in NAMES:
         (HERE / f"{name}.txt").write_text(golden_text(name), encoding="utf-8")
+    for name in PLANNED:
+        (HERE / f"{name}.txt").write_text(planned_text(name), encoding="utf-8")
 
 
 if __name__ == "__main__":
