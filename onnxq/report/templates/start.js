@@ -24,6 +24,8 @@ const watcher = new IntersectionObserver((entries) => {
   for (const entry of entries) seen[entry.isIntersecting ? 'add' : 'delete'](entry.target.id);
   const first = [...links.keys()].find((id) => seen.has(id));
   for (const [id, link] of links) link.classList.toggle('here', id === first);
+  const here = links.get(first);
+  if (here) here.parentElement.scrollLeft = here.offsetLeft - here.parentElement.offsetLeft - 60;
 }, { rootMargin: '-64px 0px -40% 0px' });
 for (const id of links.keys()) watcher.observe(document.getElementById(id));
 root.dataset.ready = 'yes';
