@@ -125,6 +125,12 @@ class Copies:
         bias = {node for node, (owner, _) in self._biases.items() if owner == layer.name}
         return tuple(p for p in layer.nodes if p == layer.start or self.protos[p].name in bias)
 
+    def weight_bytes(self, layer: Layer) -> int:
+        """Bytes of what the weights of a layer become."""
+        graph = self._chosen.graph
+        values = (weight_value(graph, weight) for weight in self._weights.get(layer.name, ()))
+        return sum(4 * value.size for value in values)
+
     def coded(self, layer: Layer, without: Collection[str]) -> list[tuple[str, str]]:
         """Tensors that float nodes get as codes from a layer, and their names with the values of the codes.
 

@@ -17,7 +17,7 @@ from onnxq.runtime import make_session
 from onnxq.stages import Chosen, Measured
 from onnxq.tune.evaluation import Evaluation, Scorer
 from onnxq.tune.metrics_builtin import Metric
-from onnxq.tune.prefixes import Copies
+from onnxq.tune.prefixes import Copies, Layer
 from onnxq.tune.ranking import METHODS, Method, Sensitivity, ranked
 from onnxq.tune.taylor import estimate
 
@@ -31,6 +31,10 @@ SAMPLES = 64
 """What the methods that measure layer by layer take of calibration data unless told otherwise."""
 MOST_NODES = 2000
 """Nodes of all copies in one session; more take the runtime long to load."""
+MOST_WEIGHTS = 1 << 29
+"""Bytes of their weights; together with those of the model they must fit into one message."""
+MOST_ACTIVATIONS = 1 << 28
+"""Bytes of what the copies read of the model; a batch has as many samples as fit."""
 
 
 def rank_layers(
@@ -73,8 +77,8 @@ def rank_layers(
     scorer = wanted.prepare(copies.graph, progress=progress)
     everything = frozenset(layer.name for layer in copies.layers)
     start = everything if method == "all_but_one" else frozenset[str]()
-    trials = [_Trial(layer.name, start ^ {layer.name}, layer.nodes) for layer in copies.layers]
-    whole = _Trial("", everything, tuple(range(len(copies.protos))))
+    trials = [_trial(copies, layer, start) for layer in copies.layers]
+    whole = _Trial(everything, tuple(range(len(copies.protos))), 0)
     scores = list(scores_of(copies, scorer, [whole], frozenset(), threads=wanted.threads))
     scores += scores_of(copies, scorer, trials, start, threads=wanted.threads, progress=progress)
     effects = [_effect(scorer.metric, score, scorer.reference) for score in scores]
@@ -92,9 +96,14 @@ def rank_layers(
 class _Trial:
     """A copy of the model to be scored: its quantized layers, and the nodes that differ from what it stands beside."""
 
-    name: str
     quantized: frozenset[str]
     nodes: tuple[int, ...]
+    weight_bytes: int
+
+
+def _trial(copies: Copies, layer: Layer, start: frozenset[str]) -> _Trial:
+    """One layer more, or less, than what it stands beside."""
+    return _Trial(start ^ {layer.name}, layer.nodes, 0 if layer.name in start else copies.weight_bytes(layer))
 
 
 def scores_of(
@@ -141,13 +150,14 @@ def scores_of(
 
 def _groups(trials: Sequence[_Trial]) -> Iterator[list[_Trial]]:
     group: list[_Trial] = []
-    nodes = 0
+    nodes = weights = 0
     for trial in trials:
-        if group and nodes + len(trial.nodes) > MOST_NODES:
-            yield group
-            group, nodes = [], 0
-        group.append(trial)
         nodes += len(trial.nodes)
+        weights += trial.weight_bytes
+        if group and (nodes > MOST_NODES or weights > MOST_WEIGHTS):
+            yield group
+            group, nodes, weights = [], len(trial.nodes), trial.weight_bytes
+        group.append(trial)
     if group:
         yield group
 
@@ -162,15 +172,19 @@ def _effect(metric: Metric, score: float, reference: float) -> float:
 def _evaluation(
     measured: Measured, evaluation: Evaluation | str, method: Method, samples: int | None, threads: int
 ) -> Evaluation:
+    few = FEW_SAMPLES if method == "first_order" else None
     if isinstance(evaluation, Evaluation):
-        found = replace(evaluation, threads=threads or evaluation.threads)
-        few = FEW_SAMPLES if method == "first_order" else None
-        return replace(found, samples=samples or found.samples or few)
-    reader = measured.context.reader
-    if reader is None:
-        raise DataError("effects on the output need data, and the model was measured without; give samples (--data)")
-    few = FEW_SAMPLES if method == "first_order" else SAMPLES
-    return Evaluation(reader, metric=evaluation, samples=samples or few, threads=threads)
+        found = replace(evaluation, samples=samples or evaluation.samples or few)
+    else:
+        reader = measured.context.reader
+        if reader is None:
+            raise DataError(
+                "effects on the output need data, and the model was measured without; give samples (--data)"
+            )
+        found = Evaluation(reader, metric=evaluation, samples=samples or few or SAMPLES)
+    size = 4 * sum(s.count for s in measured.context.stats.values()) // max(measured.context.samples, 1)
+    batch = min(found.batch, max(1, MOST_ACTIVATIONS // max(size, 1)))
+    return replace(found, threads=threads or found.threads, batch=batch)
 
 
 def _first_order(chosen: Chosen, copies: Copies, wanted: Evaluation, progress: Progress | None) -> Sensitivity:
@@ -185,7 +199,7 @@ def _first_order(chosen: Chosen, copies: Copies, wanted: Evaluation, progress: P
     if rest:
         few = replace(wanted, metric=found.metric.name, samples=min(wanted.samples or FEWEST, FEWEST))
         scorer = few.prepare(copies.graph, progress=progress)
-        trials = [_Trial(layer.name, frozenset({layer.name}), layer.nodes) for layer in rest]
+        trials = [_trial(copies, layer, frozenset()) for layer in rest]
         scores = scores_of(copies, scorer, trials, frozenset(), threads=wanted.threads, progress=progress)
         for layer, score in zip(rest, scores, strict=True):
             effects[layer.name] = _effect(scorer.metric, score, scorer.reference)
