@@ -34,6 +34,7 @@ import observers  # noqa: E402
 import peer  # noqa: E402
 import pruning  # noqa: E402
 import tools  # noqa: E402
+import tuning  # noqa: E402
 import weights  # noqa: E402
 
 needs_peer = pytest.mark.skipif(
@@ -334,3 +335,43 @@ def test_a_rung_of_the_ladder_is_measured(tmp_path):
     )
     assert many["steps"] == "nearest"
     assert many["SQNR dB"] > few["SQNR dB"] + 10
+
+
+# ---- tuning
+
+
+@pytest.fixture
+def digits_task() -> tuning.Task:
+    """Half of 40 digits to search with, the other half held out."""
+
+    def load(split: str, count: int) -> np.ndarray:
+        with np.load(ROOT / "models" / "data" / f"digits_{split}.npz") as file:
+            return file["image"][:count]
+
+    labels = np.load(ROOT / "models" / "data" / "digits_test_labels.npy")[:40]
+    case = datasets.Case(
+        "digits_cnn",
+        ROOT / "models" / "digits_cnn.onnx",
+        "",
+        lambda: datasets.cut("image", load("calib", 8)),
+        lambda: (datasets.cut("image", load("test", 40), 5), labels),
+    )
+    return tuning.Task.of(case, tools.Options(threads=1))
+
+
+def test_tuning_sees_every_second_feed_with_its_labels(digits_task):
+    task = digits_task
+    assert (task.seen.samples, task.held_out.samples) == (20, 20)
+    assert task.seen.reference > 90  # labels of other samples would be right one time in ten
+    assert task.held_out.reference > 90
+    assert task.seen.digest != task.held_out.digest
+
+
+def test_rollback_is_measured_beside_the_default_recipe(digits_task):
+    rows = [digits_task.row(by, tuning.METHODS[by](digits_task)[0]) for by in ("default", "AMCT's rollback")]
+    assert rows[0]["score"] == rows[1]["score"]  # nothing has to be rolled back
+    assert [row["meets"] for row in rows] == ["yes", "yes"]
+    prober = tuning.Rollback(digits_task)
+    ranking = prober.sensitivities()
+    assert set(ranking) <= {d.node for d in onnxq.plan_model(MOBILENET.with_name("digits_cnn.onnx")).plan.decisions}
+    assert all(0.9 < value <= 1 for value in ranking.values())
