@@ -11,7 +11,7 @@ from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from onnxq.zoo.tolerances import SCORES, TIMES, measure_of
+from onnxq.zoo.tolerances import ALWAYS, SCORES, TIMES, measure_of
 
 if TYPE_CHECKING:
     from onnxq.zoo.job import Checked
@@ -43,18 +43,20 @@ def matrix(checked: Checked, *, full: bool) -> Iterator[RenderableType]:
     told = [o for o in run.outcomes if full or any(f.kind not in ("bytes", "skipped") for f in verdict.of(o.name))]
     if not told:
         return
-    scores = sorted({m for o in told for m in o.metrics if m not in ("size", "quantized")}, key=_order)
+    found = {metric for outcome in told for metric in outcome.metrics}
+    scores = [metric for metric in SCORES if metric in found]
+    scores += [_OWN] if found - {*SCORES, *ALWAYS} else []
     table = Table(box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
     table.add_column("recipe", overflow="fold", min_width=_width(told))
+    table.add_column("", no_wrap=True)
     for metric in (*scores, "size", *TIMES):
         table.add_column(_HEADINGS.get(metric, metric), justify="right", no_wrap=True)
-    table.add_column("", no_wrap=True)
     model = ""
     for outcome in told:
         if outcome.model != model:
             model = outcome.model
             table.add_row(Text(model, style="bold"))
-        table.add_row(Text(f"  {outcome.recipe}"), *_numbers(checked, outcome, scores), _state(checked, outcome))
+        table.add_row(Text(f"  {outcome.recipe}"), _state(checked, outcome), *_numbers(checked, outcome, scores))
     yield table
 
 
@@ -63,6 +65,7 @@ def _width(told: list[Outcome]) -> int:
     return min(22, max(max(len(o.recipe) + 2, len(o.model)) for o in told))
 
 
+_OWN = "score"
 _HEADINGS = {
     "top1": "top1 %",
     "agreement": "agree %",
@@ -73,13 +76,9 @@ _HEADINGS = {
 }
 
 
-def _order(metric: str) -> tuple[int, str]:
-    known = list(SCORES)
-    return (known.index(metric) if metric in known else len(known), metric)
-
-
 def _numbers(checked: Checked, outcome: Outcome, scores: list[str]) -> Iterator[Text]:
-    for score in scores:
+    for column in scores:
+        score = _own(outcome) if column == _OWN else column
         value = outcome.metrics.get(score)
         text = Text("-" if value is None else _bare(measure_of(score).text(value)))
         change = checked.verdict.change(outcome.name, score)
@@ -92,6 +91,11 @@ def _numbers(checked: Checked, outcome: Outcome, scores: list[str]) -> Iterator[
     for name in TIMES:
         found = outcome.times.get(name)
         yield Text("-" if found is None else TIMES[name].text(found))
+
+
+def _own(outcome: Outcome) -> str:
+    """The first function of the user's that measured an entry."""
+    return next((metric for metric in outcome.metrics if metric not in {*SCORES, *ALWAYS}), "")
 
 
 def _bare(text: str) -> str:

@@ -78,7 +78,7 @@ class Checked:
         return {**self.run.to_dict(), **self.verdict.to_dict(), "failed": [str(f) for f in self.verdict.bad]}
 
 
-def check_zoo(source: Path, options: Options, *, progress: Progress = lambda what, done, total: None) -> Checked:
+def check_zoo(source: str | Path, options: Options, *, progress: Progress = lambda what, done, total: None) -> Checked:
     """Run a zoo and hold it to its baseline.
 
     Args:

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import get_args
+
 import pytest
 
 from onnxq.errors import ManifestError
-from onnxq.recipe import Recipe
+from onnxq.recipe import Recipe, TargetName
+from onnxq.zoo.baseline import read_baseline
 from onnxq.zoo.manifest import read_manifest
 from onnxq.zoo.matrix import entries_of
 from onnxq.zoo.recipes import recipe_for
@@ -195,3 +199,24 @@ models:
 """
     plain, own = (recipe_for(e).calibration.preprocess for e in entries_of(read_manifest(write(zoo, text))))
     assert (plain.color, own.color) == ("GRAY", "BGR")
+
+
+def test_the_manifest_of_the_documentation_and_those_of_the_project_are_read(tmp_path, monkeypatch):
+    root = Path(__file__).parents[2]
+    text = (root / "docs" / "zoo.md").read_text(encoding="utf-8").split("```yaml\n")[1].split("```")[0]
+    documented = read_manifest(write(tmp_path, text))
+    assert documented.recipes["int8-to"].targets == ("tensorrt", "qnn")
+    assert documented.models["resnet"].preprocess.crop == (224, 224)
+    monkeypatch.delenv("ONNXQ_ZOO", raising=False)
+    for name in ("zoo.yaml", "zoo-real.yaml"):
+        entries = entries_of(read_manifest(root / "models" / name))
+        assert {bool(e.skipped) for e in entries} == {name == "zoo-real.yaml"}
+
+
+def test_every_bundled_model_is_in_the_zoo():
+    models = Path(__file__).parents[2] / "models"
+    entries = entries_of(read_manifest(models / "zoo.yaml"))
+    assert {entry.file.name for entry in entries} == {path.name for path in models.glob("*.onnx")}
+    assert {recipe_for(e).target for e in entries if e.model == "digits_cnn"} == set(get_args(TargetName))
+    kept = read_baseline(models / "zoo_baseline.json").entries
+    assert kept.keys() == {entry.name for entry in entries}
