@@ -33,6 +33,7 @@ import memory  # noqa: E402
 import observers  # noqa: E402
 import peer  # noqa: E402
 import pruning  # noqa: E402
+import sensitivity  # noqa: E402
 import tools  # noqa: E402
 import tuning  # noqa: E402
 import weights  # noqa: E402
@@ -375,3 +376,16 @@ def test_rollback_is_measured_beside_the_default_recipe(digits_task):
     ranking = prober.sensitivities()
     assert set(ranking) <= {d.node for d in onnxq.plan_model(MOBILENET.with_name("digits_cnn.onnx")).plan.decisions}
     assert all(0.9 < value <= 1 for value in ranking.values())
+
+
+# ---- sensitivity
+
+
+def test_the_estimate_is_held_against_one_layer_at_a_time():
+    (case,) = (case for case in datasets.cases(tools.Options(only=("digits_mobilenet",))))
+    row = sensitivity.measure(case, tools.Options(quick=True, threads=1))
+    assert row["model"] == "digits_mobilenet"
+    assert row["layers"] == 15
+    assert 0.5 < row["rho"] <= 1
+    assert 1 <= row["of the 5 worst"] <= 5
+    assert all(row[key] > 0 for key in ("estimate CPU s", "one by one CPU s", "whole CPU s"))
