@@ -155,6 +155,37 @@ def test_bodies_read_the_copies() -> None:
     assert any("1 layers were measured on 4 samples: no slopes are known through If" in n for n in estimate.notes)
 
 
+def test_corrected_biases_belong_to_the_layers_they_were_corrected_for() -> None:
+    text = """g (float[N,3,4] x) => (float[N,3,4] y) {
+        [m1] a = MatMul (x, A)
+        [a1] b = Add (a, h)
+        [t] c = Tanh (b)
+        [m2] y = MatMul (c, A) }"""
+    model, data = build(text, A=normal(4, 4), h=normal(4)), {"x": normal(16, 3, 4) + 1}
+    few = {"bits": 3}
+    recipe = {"weights": few, "activations": few, "refine": [{"kind": "bias_correction", "inputs": "float"}]}
+    copies = Copies(stages.measure(model, data, recipe=recipe).choose())
+    m1 = copies.layers[0]
+    assert [copies.protos[p].name for p in copies.unit(m1)] == ["m1", "a1"]
+    means = []
+    for quantized in (frozenset({"m1"}), frozenset[str]()):
+        copies.fresh()
+        made = copies.write(quantized, copies.unit(m1), {}, "copy")
+        session = make_session(copies.graph, threads=1, outputs=[made["b"]], extra=copies.nodes)
+        means.append(session.run([made["b"]], data)[0].mean(axis=(0, 1)))
+    np.testing.assert_allclose(means[0], means[1], atol=1e-4)  # that is what the correction is for
+
+
+def test_outputs_that_leave_as_codes_have_their_values() -> None:
+    copies = Copies(stages.measure(residual(), pictures()).choose())
+    values = {}
+    for quantized in (frozenset({"square"}), frozenset[str]()):
+        copies.fresh()
+        made = copies.write(quantized, range(len(copies.protos)), {}, "copy")
+        values[bool(quantized)] = outputs(copies, made, pictures())["mid"]
+    assert len(np.unique(values[True])) <= 256 < len(np.unique(values[False]))
+
+
 # ---- effects -------------------------------------------------------------------------------------
 
 
@@ -177,6 +208,33 @@ def test_the_estimate_is_near_what_is_measured(metric: str) -> None:
                 assert estimate.effect(row.layer) == pytest.approx(row.effect, rel=0.6), row.layer
     shared = [row for row in one.rows if row.effect > 1e-7]
     assert rank_correlation([r.effect for r in shared], [estimate.effect(r.layer) for r in shared]) > 0.7
+
+
+def test_slopes_come_together_from_all_readers() -> None:
+    text = """g (float[N,4,6,6] x) => (float[N,6,12,12] y, float[N,2,1,1] z) {
+        [c] a = Conv (x, W)
+        b, d, e = Split <axis=1> (a, sizes)
+        [up] f = Resize <mode="nearest"> (d, , twice)
+        [down] z = GlobalAveragePool (b)
+        [wide] k = Resize <mode="nearest"> (a, , twice)
+        [gone] q = Mul (k, k2)
+        [both] y = Concat <axis=1> (f, q) }"""
+    shapes = {"sizes": np.array([2, 2, 0], np.int64), "twice": np.array([1, 1, 2, 2], np.float32)}
+    model = build(text, W=normal(4, 4, 1, 1), k2=normal(4, 1, 1), **shapes)
+    measured = stages.measure(model, {"x": normal(48, 4, 6, 6)}, recipe=PLAIN)
+    found = rank_layers(measured, samples=48)
+    assert "c" in found.layers
+    copies = Copies(measured.choose())
+    c = next(layer for layer in copies.layers if layer.name == "c")
+    made = copies.write({"c"}, c.nodes, {}, "copy")
+    noise = 0.0
+    for name in copies.outputs:
+        wanted = [name, made[name]]
+        pair = make_session(copies.graph, threads=1, outputs=wanted, extra=copies.nodes).run(
+            wanted, {"x": normal(48, 4, 6, 6)}
+        )
+        noise += float(np.square(pair[1] - pair[0]).sum() / np.square(pair[0]).sum())
+    assert found.effect("c") == pytest.approx(noise, rel=0.4)
 
 
 def test_one_layer_is_exact_to_first_order_where_it_is_the_last() -> None:
