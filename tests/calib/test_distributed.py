@@ -101,7 +101,9 @@ def net() -> onnx.ModelProto:
     return build(NET, W=normal(4, 3, 3, 3))
 
 
-def setup(kinds: dict[str, StatKind], model: onnx.ModelProto | None = None, **points: Any) -> tuple[Collector, Job]:
+def setup(
+    kinds: dict[str, StatKind], model: onnx.ModelProto | None = None, *, batch: int = 0, **points: Any
+) -> tuple[Collector, Job]:
     """The same task for this process and for workers."""
     model = model or net()
     wanted = [StatisticPoint(name, kind, **points) for name, kind in kinds.items()]
@@ -112,7 +114,7 @@ def setup(kinds: dict[str, StatKind], model: onnx.ModelProto | None = None, **po
     session = make_session(content, threads=1)
     inputs = session.inputs
     job = Job(content.SerializeToString(), tuple(wanted), inputs, Reductions())
-    return Collector(session, wanted, inputs), job
+    return Collector(session, wanted, inputs, batch=batch), job
 
 
 def bits(found: dict[str, Any]) -> dict[str, tuple[Any, ...]]:
@@ -187,8 +189,9 @@ def test_arrays_and_archives_are_sent_and_images_are_read_there(tmp_path):
 @pytest.mark.parametrize("data", ["arrays", "feeds", "images"])
 def test_statistics_have_the_same_bits_as_without_workers(two, tmp_path, kind, data):
     shares = (0.01, 0.99) if kind is SINGLY else ()
-    collector, job = setup({"c": kind, "x": kind}, shares=shares)
-    x = normal(90, 3, 6, 6, scale=3)
+    collector, job = setup({"c": kind, "x": kind}, batch=3, shares=shares)  # several batches in a shard
+    sizes = 10.0 ** np.random.default_rng(0).uniform(-9, 9, (90, 1, 1, 1))  # sums of such numbers are rounded
+    x = (normal(90, 3, 6, 6) * sizes).astype(np.float32)
     given = {
         "arrays": lambda: {"x": x},
         "feeds": lambda: [{"x": x[k : k + 7]} for k in range(0, 90, 7)],
