@@ -162,8 +162,7 @@ def test_corrected_biases_belong_to_the_layers_they_were_corrected_for() -> None
         [t] c = Tanh (b)
         [m2] y = MatMul (c, A) }"""
     model, data = build(text, A=normal(4, 4), h=normal(4)), {"x": normal(16, 3, 4) + 1}
-    few = {"bits": 3}
-    recipe = {"weights": few, "activations": few, "refine": [{"kind": "bias_correction", "inputs": "float"}]}
+    recipe = {"weights": {"bits": 3}, "refine": [{"kind": "bias_correction", "inputs": "float"}]}
     copies = Copies(stages.measure(model, data, recipe=recipe).choose())
     m1 = copies.layers[0]
     assert [copies.protos[p].name for p in copies.unit(m1)] == ["m1", "a1"]
