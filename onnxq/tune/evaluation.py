@@ -17,7 +17,7 @@ import numpy as np
 
 from onnxq.calib.feeds import Feed, InputInfo, batching, sample_count
 from onnxq.calib.readers import CheckedReader, DataLike, Folders, Layout, as_reader, rechunk
-from onnxq.errors import DataError, RecipeError, nearest
+from onnxq.errors import DataError, ModelError, RecipeError, nearest
 from onnxq.graph import GraphModel
 from onnxq.observers import find_named
 from onnxq.passes._inputs import inputs_of
@@ -267,7 +267,7 @@ class Scorer:
 
         Raises:
             DataError: If a function of the user's fails.
-            ModelError: If ONNX Runtime cannot load it.
+            ModelError: If ONNX Runtime cannot load or run it.
         """
         return self._scores(graph)[0]
 
@@ -303,7 +303,10 @@ class Scorer:
         meter = self._measure.meter()
         guide = None if self._guide is None else self._guide.meter()
         for number, (first, feed) in enumerate(self._feeds):
-            outputs = _run(session, feed)
+            try:
+                outputs = _run(session, feed)
+            except DataError as err:  # the float model took the same feed
+                raise ModelError(str(err)) from err
             kept = self._kept_of(number, feed)
             meter.add(Batch(first, feed, outputs, kept.metric))
             if guide is not None:

@@ -82,11 +82,14 @@ class Trial:
     latency: float
 
     def to_dict(self) -> dict[str, object]:
-        """Content for JSON."""
+        """Content for JSON; numbers that are not finite are None."""
         found = {"number": self.number, "what": self.what, "recipe": self.digest, "met": self.met}
+        outcome = self.outcome.to_dict()
+        endless = {key: None for key in ("score", "damage") if isinstance(outcome.get(key), str)}
         return {
             **found,
-            **self.outcome.to_dict(),
+            **outcome,
+            **endless,
             "latency": self.latency,
             "left_float": sorted(self.variant.floats),
         }

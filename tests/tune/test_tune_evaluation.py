@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from onnxq.errors import DataError, OnnxqError, RecipeError
+from onnxq.errors import DataError, ModelError, OnnxqError, RecipeError
 from onnxq.graph import GraphModel
 from onnxq.tune import evaluation as evaluation_module
 from onnxq.tune.evaluation import Evaluation, Metric
@@ -185,6 +185,12 @@ def test_a_model_that_gives_nan_has_the_worst_score() -> None:
     assert Evaluation(X, "kl").prepare(linear()).score(broken) == math.inf
     with pytest.raises(DataError, match="kl of the float model is not a number"):
         Evaluation(X, "kl").prepare(broken)
+
+
+def test_a_model_that_cannot_be_run_is_told_from_data_that_do_not_fit() -> None:
+    wrong = graph_of("g (float[N,5] x) => (float[N,3] y) { y = MatMul (x, W) }", W=normal(5, 3))
+    with pytest.raises(ModelError, match="the quantized model: ONNX Runtime failed on this feed"):
+        Evaluation(X, "sqnr").prepare(linear()).score(wrong)
 
 
 def test_digests_tell_evaluations_apart(tmp_path: Path) -> None:

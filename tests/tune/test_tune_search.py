@@ -324,7 +324,7 @@ def hard() -> Told:
 
 def test_a_search_that_goes_on_repeats_nothing_and_ends_the_same(tmp_path: Path) -> None:
     whole = search(hard(), "1")
-    for stop in range(1, len(whole.history)):
+    for stop in (1, 3, len(whole.history) - 1):
         path = tmp_path / f"{stop}.json"
         first = hard()
 
@@ -381,6 +381,12 @@ def trial(number: int, cost: float, score: float, refused: str = "") -> Trial:
     return Trial(
         number, "", Variant(), str(number), Outcome(score, 0.0, 0, 0.0, refused), met=True, cost=cost, latency=cost
     )
+
+
+def test_numbers_that_are_not_finite_are_null_in_documents() -> None:
+    found = trial(1, 5.0, math.inf).to_dict()
+    assert (found["score"], found["damage"], found["latency"]) == (None, 0.0, 5.0)
+    json.dumps(found, allow_nan=False)
 
 
 def test_the_front_is_what_nothing_beats() -> None:
