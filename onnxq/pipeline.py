@@ -56,6 +56,7 @@ from onnxq.passes.select_weights import SelectWeights
 from onnxq.passes.separate_norms import SeparateNorms
 from onnxq.passes.spread_channels import SpreadChannels
 from onnxq.passes.stamp import Stamp
+from onnxq.passes.store_caches import StoreCaches
 from onnxq.passes.sweep import Sweep
 from onnxq.passes.upgrade_opset import UpgradeOpset
 from onnxq.plan import Plan
@@ -247,7 +248,7 @@ def insertion(target: Target) -> list[Pass]:
         target: The backend.
     """
     if target.insertion == "qdq":
-        return [InsertQdq(), Sweep(), Stamp()]
+        return [InsertQdq(), StoreCaches(), Sweep(), Stamp()]
     return [CollectFactors(), KeepTwin(), *deployment().passes]
 
 

@@ -53,7 +53,14 @@ from onnxq._recipe.steps import (
     RefineStep,
     WeightRounding,
 )
-from onnxq._recipe.tensors import ActivationConfig, BlockShape, Blockwise, TensorConfig, WeightConfig
+from onnxq._recipe.tensors import (
+    ActivationConfig,
+    BlockShape,
+    Blockwise,
+    CacheConfig,
+    TensorConfig,
+    WeightConfig,
+)
 from onnxq._recipe.training import (
     ARQ,
     LSQ,
@@ -106,6 +113,7 @@ __all__ = [
     "BlockMethod",
     "BlockShape",
     "Blockwise",
+    "CacheConfig",
     "CalibrationConfig",
     "ChannelPrune",
     "CrossEntropy",
@@ -175,6 +183,9 @@ class Recipe(Model):
     balance: BalanceConfig | None = Field(
         default=None, description="Move uneven channels into the weights; absent: not done."
     )
+    cache: CacheConfig | None = Field(
+        default=None, description="Make codes of the keys and values that a decoder keeps; absent: they stay floats."
+    )
     prune: Prune | None = Field(default=None, description="How weights are pruned; absent: not at all.")
     training: TrainingConfig = Field(
         default=TrainingConfig(), description="Quantization-aware training: the loss and the optimizer."
@@ -189,6 +200,8 @@ class Recipe(Model):
 
     @model_validator(mode="after")
     def _check_scheme(self) -> Recipe:
+        if self.cache is not None and self.scheme.kind != "static":
+            raise ValueError(f"cache: found with scheme {self.scheme.kind}; codes of caches are for scheme static")
         for where, config in self._configs():
             if config.bits == 1 and not (isinstance(config, WeightConfig) and self.scheme.kind == "weight_only"):
                 raise ValueError(f"{where}.bits: 1 is for weights of scheme weight_only; use 2 to 16")

@@ -168,6 +168,8 @@ RUN = [
     "docs/migrating_from_paddleslim.md",
     "docs/migrating_from_mindspore_lite.md",
     "docs/qat.md",
+    "docs/transformers.md",
+    "docs/types.md",
 ]
 
 

@@ -90,6 +90,12 @@ class TensorConfig(Model):
         return type(self)(**merged)
 
 
+class CacheConfig(Model):
+    """Keys and values that a decoder is given and gives back, as codes."""
+
+    type: Literal["uint8", "int8"] = Field(default="uint8", description="Type of these inputs and outputs.")
+
+
 class ActivationConfig(TensorConfig):
     """How activations are quantized."""
 

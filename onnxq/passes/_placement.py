@@ -6,8 +6,10 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
+from onnxq.errors import RecipeError
 from onnxq.graph import GraphModel, Node, Tensor
 from onnxq.passes._bias import bias_place
+from onnxq.passes._caches import find_caches
 from onnxq.passes._candidates import Candidate
 from onnxq.passes._flow import Flow
 from onnxq.passes._limits import needs_symmetric
@@ -72,6 +74,7 @@ class _Placer:
 
     def run(self) -> Plan:
         activations = self._each_reader() if self.target.alone else self._activations()
+        activations |= self._caches(activations)
         weights = tuple(self._unique(self._weights(activations)))
         decisions = tuple(
             Decision(label(n), str(n.op), self.flow.roles[label(n)], self.flow.reasons.get(label(n), ""))
@@ -133,6 +136,18 @@ class _Placer:
                 tuple(readers.get(name, ())), bounds, trained=config.trained,
             )  # fmt: skip
         return plans
+
+    def _caches(self, known: dict[str, ActivationPlan]) -> dict[str, ActivationPlan]:
+        """What a decoder gives back for the next step, where the recipe wants codes of it."""
+        cache = self.recipe.cache
+        if cache is None:
+            return {}
+        if not self.target.standard or self.target.alone:
+            raise RecipeError(f"cache: {self.target.title} has no codes as outputs of a model; leave it out")
+        config = ActivationConfig(type=cache.type).over(self.recipe.activations)
+        spec, method = activation_spec(config, self.target), activation_method(config)
+        names = [str(c.present.name) for c in find_caches(self.graph) if c.present.name not in known]
+        return {name: ActivationPlan(name, spec, method, name, True, ()) for name in names}
 
     def _float8_aside(self, name: str, readers: list[tuple[str, int]]) -> ActivationPlan | None:
         """What the float8 readers of a tensor get that others take as integers."""
