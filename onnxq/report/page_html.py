@@ -14,6 +14,7 @@ from onnxq._version import __version__
 from onnxq.report.page import Page
 from onnxq.report.page_data import Json, Live, column_of, data_of
 
+_KINDS = ("quantized", "shared", "absorbed", "float")
 _SCRIPTS = ("page.js", "table.js", "charts.js", "plots.js", "graph.js", "start.js")
 
 
@@ -39,8 +40,14 @@ def html_of(page: Page) -> str:
         data=data,
         kind_of=lambda block: type(block).__name__,
         column_of=column_of,
+        kind_class=_kind_class,
     )
     return text + "\n"
+
+
+def _kind_class(name: str, number: int) -> str:
+    """The class that gives a part its colour."""
+    return f"k-{name}" if name in _KINDS else f"s{number % 6}"
 
 
 class _Data:

@@ -145,9 +145,7 @@ def test_the_graph_is_the_float_model(done, text):
 
 
 def test_the_same_job_gives_the_same_layers(done, text, folder):
-    again = run_job(
-        dataclasses.replace(done.job, output=folder / "again.onnx", report=folder / "again.html", threads=2)
-    )
+    again = run_job(dataclasses.replace(done.job, output=folder / "again.onnx", report=folder / "again.html"))
     other = again.job.report.read_text(encoding="utf-8")
     for label in ("layers", "scales", "Activations", "Weights by channel"):
         assert named(other)[label] == named(text)[label]

@@ -29,7 +29,7 @@ function format(value, digits = 4) {
   if (value === 0) return '0';
   const size = Math.abs(value);
   if (Number.isInteger(value) && size < 1e9) return value.toLocaleString('en');
-  if (size >= 1e9 || size < 1e-4) return value.toExponential(Math.min(digits, 4) - 1).replace('e+', 'e');
+  if (size >= 1e9 || size < 1e-4) return value.toExponential(Math.min(digits, 4) - 1).replace(/\.?0*e\+?/, 'e');
   return String(Number(value.toPrecision(digits)));
 }
 

@@ -8,7 +8,7 @@ function bars(canvas, data) {
   legend(canvas, groups.length > 1 || groups[0] ? groups : []);
   if (!data.bars.length) return canvas.append('nothing to show');
   const named = data.bars.length <= NAMED;
-  chart(canvas, data.title, named ? data.bars.length * ROW + 34 : 300, (svg, width) =>
+  chart(canvas, data.title, named ? data.bars.length * ROW + (data.unit ? 48 : 30) : 300, (svg, width) =>
     named ? barsWithNames(svg, width, data, groups) : barsOnly(svg, width, data, groups));
   if (data.hidden) canvas.append(element('p', { class: 'facts' }, `${data.hidden} values without a place on the axis are not shown`));
 }
@@ -27,11 +27,11 @@ function told([label, value, group, detail], unit) {
 function barsWithNames(svg, width, data, groups) {
   const left = Math.min(width * 0.42, 6.6 * Math.max(...data.bars.map((bar) => bar[0].length)) + 14);
   const [low, high] = span(data);
-  const x = scale(low, high, left, width - 58, data.log);
+  const right = width - 12 - 6.6 * Math.max(...data.bars.map((bar) => format(bar[1], 3).length));
+  const x = scale(low, high, left, right, data.log);
   const bottom = data.bars.length * ROW + 4;
   for (const v of x.ticks(width < 600 ? 3 : 6)) draw(svg, 'line', { class: 'grid', x1: x(v), x2: x(v), y1: 0, y2: bottom });
-  axisBelow(svg, x, bottom, left, width - 58, '', width < 600 ? 3 : 6);
-  if (data.unit) draw(svg, 'text', { x: width, y: bottom + 16, 'text-anchor': 'end' }, data.unit);
+  axisBelow(svg, x, bottom, left, right, data.unit, width < 600 ? 3 : 6);
   const zero = x(data.log ? low : 0);
   return data.bars.map((bar, i) => {
     const [from, to] = [Math.min(zero, x(bar[1])), Math.max(zero, x(bar[1]))];
