@@ -20,6 +20,7 @@ from net_builder import NetBuilder
 from numpy.typing import NDArray
 
 from onnxq.qat.artifacts import create
+from onnxq.qat.overlay import install_overlay
 from onnxq.qat.save import trained_values
 from onnxq.qat.trainer import Progress, QatTrainer, TrainOptions
 
@@ -69,6 +70,7 @@ def train_float(
         training: dict[str, Any] = {"batchnorm": "train", "loss": loss, "freeze": graph.fixed(), "clip_grad_norm": 1.0}
         if recipe.output:
             training["output"] = recipe.output
+        install_overlay()
         create(directory / "model.onnx", None, directory / "artifacts", recipe={"training": training}, quantize=False)
         options = TrainOptions(recipe.epochs, recipe.batch_size, recipe.learning_rate, warmup=recipe.warmup, threads=1)
         QatTrainer(directory / "artifacts", options).fit(arrays, report=_report)
