@@ -10,6 +10,7 @@ from numba import types
 from numpy.typing import NDArray
 
 from onnxq.algos._jit import f32, f32_in, f32_in2, f64, f64_in, i64, i64_in, kernel
+from onnxq.algos.weight._adaround_kernels import SUMS
 
 _f32_out2 = types.Array(f32, 2, "C")
 _u8_out2 = types.Array(types.uint8, 2, "C")
@@ -19,6 +20,19 @@ _u8_in2 = types.Array(types.uint8, 2, "C", readonly=True)
 @numba.njit(error_model="numpy")
 def _code(value: Any, step: Any, zero: Any, top: Any) -> Any:  # noqa: ANN401 - compiled
     return min(max(np.rint(value / step) + zero, 0.0), top)
+
+
+@numba.njit(error_model="numpy", fastmath=SUMS)
+def _squared_error(w: Any, importance: Any, step: Any, zero: Any, top: Any) -> Any:  # noqa: ANN401 - compiled
+    """In float32, in vector registers: it only tells shares apart."""
+    one, half = np.float32(1.0), np.float32(0.5)
+    inverse, low, high = one / step, -zero, top - zero
+    error = np.float32(0.0)
+    for k in range(w.size):
+        real = w[k] * inverse
+        gap = min(max(np.floor(real + half), low), high) - real
+        error += importance[k] * (gap * gap)
+    return error * step * step
 
 
 @numba.njit(error_model="numpy")
@@ -36,16 +50,14 @@ def _grid(w: Any, importance: Any, top: Any, symmetric: Any, shares: Any) -> Any
         zero = min(max(np.rint(-low / full), 0.0), top) if full > 0 else 0.0
     if abs(full) < 1.1754944e-38:
         return np.float32(1.1754944e-38), zero
-    best, least = np.float32(full), np.inf
+    best, least = np.float32(full), np.float32(np.inf)
+    if shares.size == 1:
+        return np.float32(full * shares[0]), zero
     for share in shares:
         step = np.float32(full * share)
         if abs(step) < np.float32(1.1754944e-38):
             continue
-        error = 0.0
-        for k in range(w.size):
-            value = np.float64(w[k])
-            difference = (_code(value, np.float64(step), zero, top) - zero) * np.float64(step) - value
-            error += np.float64(importance[k]) * difference * difference
+        error = _squared_error(w, importance, step, np.float32(zero), np.float32(top))
         if error < least:
             best, least = step, error
     return best, zero
@@ -68,7 +80,7 @@ def find_grids(
     for r in range(first, last):
         for b in range(scale.shape[1]):
             begin, end = b * size, min((b + 1) * size, matrix.shape[1])
-            found, middle = _grid(matrix[r, begin:end], importance[begin:end], top, symmetric, shares)
+            found, middle = _grid(matrix[r][begin:end], importance[begin:end], top, symmetric, shares)
             scale[r, b] = found
             zero[r, b] = np.uint8(middle)
 
@@ -127,7 +139,7 @@ def gptq_columns(
             b = block_of[j]
             if fresh and j % size == 0:
                 stop = min(j + size, work.shape[1])
-                found, middle = _grid(work[r, j:stop], importance[j:stop], top, symmetric, shares)
+                found, middle = _grid(work[r][j:stop], importance[j:stop], top, symmetric, shares)
                 scale[r, b] = found
                 zero[r, b] = np.uint8(middle)
             step, shift = np.float64(scale[r, b]), np.float64(zero[r, b])
@@ -166,7 +178,7 @@ def hqq_rows(
     """Improve the scales and zero points of the rows from `first` to `last`; see `onnxq.algos.weight.hqq`."""
     for r in range(first, last):
         for b in range(scale.shape[1]):
-            w = matrix[r, b * size : min((b + 1) * size, matrix.shape[1])]
+            w = matrix[r][b * size : min((b + 1) * size, matrix.shape[1])]
             step, shift = np.float64(scale[r, b]), np.float64(zero[r, b])
             least = _lp_error(w, step, shift, top, power)
             sharpness, since = beta, 0
