@@ -18,6 +18,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, TypeVar
 
 import numpy as np
@@ -25,7 +26,7 @@ import onnx
 from numpy.typing import NDArray
 
 from onnxq.calib.chunks import rechunk
-from onnxq.calib.feeds import Feed
+from onnxq.calib.feeds import Feed, batching, sample_count
 from onnxq.calib.readers import as_reader
 from onnxq.calib.segments import read_names
 from onnxq.errors import DataError
@@ -45,6 +46,9 @@ _ABOUT_CLASSES = ("kl", "top1", "agreement", "perplexity")
 _EFFECTS = "onnxq.effects"
 _SMALL = 4096
 _TINY = 1e-30
+_AHEAD = 8
+DRAWS = 32
+"""Vectors are drawn for so many samples at least, for some of them several times where there are not so many."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,22 +100,28 @@ def estimate(copies: Copies, wanted: Evaluation, *, progress: Progress | None = 
         make_session(graph, threads=1, outputs=[_EFFECTS], extra=copies.nodes, fed=kinds),
         {name: array.shape for name, array in first.items()},
     )
-    total, squares, samples = np.zeros(len(targets.names)), np.zeros(len(backward.effects)), 0
-    workers = thread_count(wanted.threads)
-    with ThreadPoolExecutor(workers) as pool:
+
+    def batches() -> Iterator[tuple[int, Feed]]:
+        return run.fitting(rechunk(reader, 1, inputs))
+
+    with ThreadPoolExecutor(thread_count(wanted.threads)) as pool:
         if len(targets.names) > 1 and not targets.divergence:
-            powers = _in_order(pool, run.powers, run.fitting(rechunk(reader, 1, inputs)), workers)
-            run = replace(run, targets=replace(targets, powers=tuple(map(float, sum(powers, total)))))
-        for weights, found in _in_order(pool, run.effects, run.fitting(rechunk(reader, 1, inputs)), workers):
-            total = total + weights
-            squares += found
-            samples += 1
-            if progress is not None:
-                progress("estimating effects", samples, wanted.samples)
-    scale = (0.5 if targets.divergence else 1.0) / (1.0 if run.targets.powers else max(float(total.sum()), _TINY))
+            powers = sum(_in_order(pool, run.powers, batches()), np.zeros(len(targets.names)))
+            run = replace(run, targets=replace(targets, powers=tuple(map(float, powers))))
+        total, squares, turns, draws = 0.0, np.zeros(len(backward.effects)), 0, 0
+        while draws < DRAWS:  # few samples are drawn for more than once
+            turns += 1
+            for weight, found in _in_order(pool, partial(run.effects, turns), batches()):
+                total += weight
+                squares += found
+                draws += 1
+                if progress is not None:
+                    progress("estimating effects", draws, max(DRAWS, wanted.samples or 0))
+    scale = (0.5 if targets.divergence else 1.0) / (turns if run.targets.powers else max(total, _TINY))
     by_layer = dict(zip(backward.effects, squares * scale, strict=True))
     effects = tuple(float(by_layer[layer.name]) if layer.name in by_layer else None for layer in copies.layers)
-    return Estimate(effects, metric, samples, backward.blocking)
+    rows = sample_count(first, batching(inputs).carried) or 1
+    return Estimate(effects, metric, rows * draws // turns, backward.blocking)
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,12 +141,12 @@ class _Targets:
     axis: int = 1
     powers: tuple[float, ...] = ()
 
-    def draw(self, outputs: Sequence[NDArray[Any]], number: int) -> tuple[dict[str, NDArray[np.float32]], list[float]]:
-        """Vectors for the outputs of one sample, and how much each output weighs in the mean."""
+    def draw(self, outputs: Sequence[NDArray[Any]], seed: list[int]) -> tuple[dict[str, NDArray[np.float32]], float]:
+        """Vectors for the outputs of one sample, and how much it weighs in the mean."""
         vectors: dict[str, NDArray[np.float32]] = {}
-        weights: list[float] = []
+        total = 0.0
         for place, (name, value) in enumerate(zip(self.names, outputs, strict=True)):
-            signs = 2.0 * np.random.default_rng([number, place]).integers(0, 2, value.shape) - 1.0
+            signs = 2.0 * np.random.default_rng([*seed, place]).integers(0, 2, value.shape) - 1.0
             if self.divergence:
                 vector: NDArray[np.floating] = self._of_classes(value, signs)
                 weight = value.size / value.shape[self.axis]
@@ -144,8 +154,8 @@ class _Targets:
                 vector = signs / math.sqrt(max(self.powers[place], _TINY)) if self.powers else signs
                 weight = 0.0 if self.powers else power_of(value)
             vectors[f"onnxq.at/{name}"] = vector.astype(np.float32)
-            weights.append(weight)
-        return vectors, weights
+            total += weight
+        return vectors, total
 
     def _of_classes(self, scores: NDArray[Any], signs: NDArray[np.floating]) -> NDArray[np.floating]:
         """Signs with the covariance of the divergence's second derivative."""
@@ -197,19 +207,19 @@ class _Run:
         del number
         return np.array([power_of(value) for value in self.forward.run(self.targets.names, feed)])
 
-    def effects(self, number: int, feed: Feed) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """Weights of the outputs and squared effects of one sample."""
+    def effects(self, turn: int, number: int, feed: Feed) -> tuple[float, NDArray[np.float64]]:
+        """The weight of one sample and its squared effects."""
         outputs = self.forward.run(self.targets.names, feed)
-        vectors, weights = self.targets.draw(outputs, number)
+        vectors, weight = self.targets.draw(outputs, [turn, number])
         found = self.backward.run([_EFFECTS], {**feed, **vectors})[0]
-        return np.array(weights), np.square(found, dtype=np.float64)
+        return weight, np.square(found, dtype=np.float64)
 
 
 def _in_order(
-    pool: ThreadPoolExecutor, run: Callable[[int, Feed], T], feeds: Iterator[tuple[int, Feed]], workers: int
+    pool: ThreadPoolExecutor, run: Callable[[int, Feed], T], feeds: Iterator[tuple[int, Feed]]
 ) -> Iterator[T]:
-    """The results sample by sample, with no more samples in memory than are worked on."""
-    while group := list(itertools.islice(feeds, workers)):
+    """The results sample by sample, with few samples in memory."""
+    while group := list(itertools.islice(feeds, _AHEAD)):
         yield from pool.map(lambda pair: run(*pair), group)
 
 
