@@ -125,7 +125,10 @@ def value_section(anatomy: Anatomy) -> Section | None:
         blocks.append(HistogramPlot("Activations", histograms, note))
     channels = list(_channels(anatomy))
     if channels:
-        note = "Bars are the values of the float model's weights; the lines are the smallest and largest with a code."
+        note = (
+            "Bars are the values of the float model's weights; the lines are the smallest and largest with a code. "
+            "They lie apart where a scale is larger so that sums overflow on no processor, or channels were rescaled."
+        )
         blocks.append(ChannelPlot("Weights by channel", channels, note))
     return Section("Values", blocks) if blocks else None
 

@@ -93,7 +93,7 @@ def _comparison_cards(found: Comparison) -> list[Card]:
     accuracy = found.accuracy
     if accuracy is not None and accuracy.reference is not None and accuracy.quantized is not None:
         drop = accuracy.drop_points or 0.0
-        text = f"float {100 * accuracy.reference:.2f} %, {-drop:+.2f} points"
+        text = f"float {100 * accuracy.reference:.2f} %, {0.0 - drop:+.2f} points"
         cards.append(Card("top-1", f"{100 * accuracy.quantized:.2f} %", text, "bad" if drop > 1 else "good"))
     elif accuracy is not None:
         cards.append(Card("same first class", f"{100 * accuracy.agreement:.1f} %", f"of {accuracy.samples} samples"))

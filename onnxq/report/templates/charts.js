@@ -35,16 +35,20 @@ function padded(values, log) { // a little more than the range, so that nothing 
   return [low - room, high + room];
 }
 
+function tickText(v) {
+  return Math.abs(v) >= 1e4 ? v.toLocaleString('en', { notation: 'compact' }) : format(v, 3);
+}
+
 function axisBelow(svg, map, y, from, to, label, count) {
   draw(svg, 'line', { class: 'axis', x1: from, x2: to, y1: y, y2: y });
-  for (const v of map.ticks(count)) draw(svg, 'text', { x: map(v), y: y + 16, 'text-anchor': 'middle' }, format(v, 3));
+  for (const v of map.ticks(count)) draw(svg, 'text', { x: map(v), y: y + 16, 'text-anchor': 'middle' }, tickText(v));
   if (label) draw(svg, 'text', { x: (from + to) / 2, y: y + 34, 'text-anchor': 'middle' }, label);
 }
 
 function axisLeft(svg, map, x, to, label, count) {
   for (const v of map.ticks(count)) {
     draw(svg, 'line', { class: 'grid', x1: x, x2: to, y1: map(v), y2: map(v) });
-    draw(svg, 'text', { x: x - 6, y: map(v) + 4, 'text-anchor': 'end' }, format(v, 3));
+    draw(svg, 'text', { x: x - 6, y: map(v) + 4, 'text-anchor': 'end' }, tickText(v));
   }
   if (label) draw(svg, 'text', { x: 2, y: 11 }, label);
 }
