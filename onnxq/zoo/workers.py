@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import multiprocessing
+import os
 import signal
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -216,6 +217,7 @@ def _failed(entry: Entry, message: str, seconds: float) -> Outcome:
 def _serve(connection: Connection, folder: Path, threads: int) -> None:
     """What a process does: measure what it is given until it is given nothing."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # where it cannot be blocked
+    os.dup2(2, 1)  # what a user's function prints is not part of the results on standard output
     bench = Bench(folder, threads)
     try:
         while isinstance(entry := connection.recv(), Entry):

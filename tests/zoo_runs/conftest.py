@@ -30,6 +30,10 @@ import os, signal
 def good(outputs, labels):
     return float((outputs["y"].argmax(1) == labels).mean())
 
+def loud(outputs, labels):
+    print("measuring")
+    return 1.0
+
 def crash(outputs, labels):
     os.kill(os.getpid(), signal.SIGKILL)
 

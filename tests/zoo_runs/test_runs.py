@@ -85,8 +85,14 @@ def test_kernels_are_the_runtimes_or_those_that_are_written(zoo, monkeypatch):
     assert asked == [True, True, True, False]  # the float model for each, then the quantized one
 
 
-def test_one_process_or_two_make_no_difference(blessed):
-    one, two = (check_zoo(blessed / "zoo.yaml", Options(jobs=jobs)) for jobs in (1, 2))
+def test_one_process_or_two_make_no_difference(blessed, capfd):
+    path = write(
+        blessed, (blessed / "zoo.yaml").read_text() + "overrides: [{match: net/*, metrics: 'metric.py:loud'}]\n"
+    )
+    prepare_blessing(path, Options(jobs=0, only=("net",))).write()
+    capfd.readouterr()
+    one, two = (check_zoo(path, Options(jobs=jobs)) for jobs in (1, 2))
+    assert capfd.readouterr().out == ""
     assert timeless(one.to_dict()) == timeless(two.to_dict())
     assert two.run.to_dict()["timings"]["jobs"] == 2
     assert not two.verdict.findings
