@@ -31,6 +31,7 @@ def chromium(profile: Path) -> Iterator[Any]:
     selenium = pytest.importorskip("selenium.webdriver", reason="selenium is not installed")
     service = pytest.importorskip("selenium.webdriver.chrome.service")
     errors = pytest.importorskip("selenium.common.exceptions")
+    http = pytest.importorskip("urllib3.exceptions")
     browser = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
     driver = shutil.which("chromedriver")
     if browser is None or driver is None:
@@ -49,6 +50,8 @@ def chromium(profile: Path) -> Iterator[Any]:
                 if any(word in str(err.msg) for word in DEAD):
                     pytest.skip(f"Chromium does not keep running here: {err.msg}")
                 raise
+            except http.HTTPError as err:  # the driver does not answer
+                pytest.skip(f"Chromium does not keep up here: {err}")
 
     try:
         page = Chrome(options=options, service=service.Service(driver, log_output=os.devnull))
