@@ -272,7 +272,7 @@ def quantize_large(path: str, out: str, content: str, width: int, threads: int) 
 
 def memory(options: tools.Options) -> list[tools.Table]:
     """Peak of the resident set over the size of the model."""
-    width, layers = (512, 8) if options.quick else (2048, 192)
+    width, layers = (512, 8) if options.quick else (2048, 160)
     rows: list[tools.Row] = []
     with tempfile.TemporaryDirectory(prefix="onnxq-bench-") as name:
         model = Path(name) / "large.onnx"

@@ -265,7 +265,7 @@ def twin() -> PassManager:
 def _refinement(step: RefineStep) -> Pass:
     if isinstance(step, BiasCorrection):
         return MatchMeans(step.samples) if step.inputs == "float" else CorrectBias(step.samples or 32)
-    raise RecipeError(f"refine: {step.kind} is not available in this version; use bias_correction")
+    return RoundWeights(step)
 
 
 def opsets(recipe: Recipe, target: Target) -> tuple[int, int]:

@@ -371,9 +371,13 @@ def test_a_name_in_the_recipe_that_matches_nothing() -> None:
         onnxq.quantize(net(), data(), recipe={"skip": ["c11"]})
 
 
-def test_steps_that_are_not_there_yet() -> None:
-    with pytest.raises(onnxq.RecipeError, match="weight_rounding is not available"):
-        onnxq.quantize(net(), data(), recipe={"refine": ["weight_rounding"]})
+@pytest.mark.parametrize("target", ["ort", "tensorrt", "ascend"])
+def test_weight_rounding_is_a_step_of_static_recipes(target: str) -> None:
+    content = {"target": target, "refine": ["weight_rounding", "bias_correction"]}
+    notes = [r.notes for r in onnxq.quantize(net(), data(), recipe=content).reports if r.name == "RoundWeights"]
+    assert any("outputs compensated" in note for note in notes[0])
+    with pytest.raises(onnxq.RecipeError, match="weight_rounding needs a static scheme"):
+        onnxq.quantize(net(), data(), recipe={"scheme": "weight_only", "refine": ["weight_rounding"]})
 
 
 def test_a_missing_model(tmp_path: Path) -> None:

@@ -14,6 +14,9 @@ from onnxq.passes._weights import weight_value
 from onnxq.plan import WeightPlan
 from onnxq.spec import PerBlock, QuantParams
 
+_LARGEST_PAIR = 128
+"""Codes that two neighbours may add up to: 255 times that is below 2**15."""
+
 
 def with_safe_pairs(graph: GraphModel, plan: WeightPlan, params: QuantParams) -> QuantParams:
     """Scales with which no CPU saturates the sum of two products."""
@@ -28,6 +31,27 @@ def with_safe_pairs(graph: GraphModel, plan: WeightPlan, params: QuantParams) ->
     matrix, outputs_first = rows
     scale = safe_scale(params.scale, largest_pair_sums(matrix, outputs_first=outputs_first))
     return QuantParams(spec, scale, params.zero_point)
+
+
+def saturating_outputs(
+    node: Node, plan: WeightPlan, weight: NDArray[np.float32], params: QuantParams
+) -> NDArray[np.bool_] | None:
+    """Outputs of which two neighbouring weights add up to more than 16 bits of a CPU hold; None where none can.
+
+    Args:
+        node: The layer.
+        plan: Its weight.
+        weight: What its codes stand for.
+        params: Their scale and zero point.
+    """
+    spec = params.spec
+    if not (plan.input and spec.bits == 8 and spec.qtype.signed and spec.symmetric):
+        return None
+    rows = _sums(node, plan.index, weight)
+    if rows is None:
+        return None
+    sums = largest_pair_sums(rows[0], outputs_first=rows[1])
+    return np.asarray(sums > np.float32(_LARGEST_PAIR + 0.5) * params.scale.reshape(-1))
 
 
 def _sums(node: Node, index: int, weight: NDArray[np.float32]) -> tuple[NDArray[np.float32], bool] | None:

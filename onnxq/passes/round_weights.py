@@ -15,19 +15,21 @@ from numpy.typing import NDArray
 from onnxq.algos.affine import dequantize, fake_quantize
 from onnxq.algos.weight import config_from_dict, nuq, rounding
 from onnxq.algos.weight.adaround import AdaRoundConfig
+from onnxq.algos.weight.gptq import GptqConfig
 from onnxq.calib.chunks import first_batches
 from onnxq.calib.engine import batch_for
 from onnxq.calib.feeds import Feed, batching, sample_count
 from onnxq.calib.segments import SegmentRunner
 from onnxq.graph import GraphModel
 from onnxq.passes._base import Fact, Pass, PassReport, Skip
+from onnxq.passes._compensate import compensated, why_not_compensated
 from onnxq.passes._following import following_activation
 from onnxq.passes._inputs import inputs_of
 from onnxq.passes._linear import LINEAR_OPS, Linear, read_linear
 from onnxq.passes._rows import count_rows, from_rows, gather_rows, to_rows, why_not_rows
 from onnxq.passes._weights import weight_value
 from onnxq.plan import Plan, WeightPlan
-from onnxq.recipe import NUQ, AdaRound
+from onnxq.recipe import NUQ, AdaRound, WeightRounding
 from onnxq.runtime import thread_count
 from onnxq.spec import QuantParams
 
@@ -42,7 +44,7 @@ _COPIES = 8
 
 @dataclass(frozen=True)
 class RoundWeights(Pass):
-    """Chooses the codes of every weight whose method is AdaRound or NUQ, in graph order.
+    """Chooses the codes of weights, in graph order: by AdaRound and NUQ where these are their methods, or by GPTQ.
 
     AdaRound: inputs of a layer come from the model whose weights before it are rounded already, what the layer is to
     give from the float model. Both run once, piece by piece, over the first samples of the data; of each layer's
@@ -53,7 +55,13 @@ class RoundWeights(Pass):
     Result:
         each of these weights is a constant of code times scale: rounding it to nearest gives the codes again.
         ``ctx.clusters`` has the centres of NUQ.
+
+    Attributes:
+        step: Choose by GPTQ, for all weights that have another method. It looks at the inputs alone, as the layer gets
+            them behind rounded weights.
     """
+
+    step: WeightRounding | None = None
 
     requires: ClassVar[frozenset[Fact]] = frozenset({Fact.PLAN, Fact.PARAMS})
 
@@ -64,13 +72,13 @@ class RoundWeights(Pass):
             CalibrationError: If the data or the weights hold NaN or infinity.
         """
         plan = ctx.plan or Plan()
-        centres = [w for w in plan.weights if isinstance(w.method, NUQ)]
+        centres = [w for w in plan.weights if isinstance(w.method, NUQ) and self.step is None]
         skipped = list(_choose_centres(graph, centres, ctx))
         changed = len(centres) - len(skipped)
         layers: list[_Layer] = []
         for weight in plan.weights:
-            if isinstance(weight.method, AdaRound):
-                found = _layer(graph, weight, ctx)
+            if isinstance(weight.method, AdaRound) if self.step is None else _by_gptq(weight):
+                found = _layer(graph, weight, ctx, self.step)
                 if isinstance(found, str):
                     skipped.append(Skip(weight.node, found))
                 else:
@@ -105,11 +113,11 @@ def _replace(graph: GraphModel, weight: WeightPlan, values: NDArray[np.float32])
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Layer:
-    """A layer whose weight AdaRound rounds."""
+    """A layer whose weight AdaRound or GPTQ rounds."""
 
     plan: WeightPlan
     linear: Linear
-    config: AdaRoundConfig
+    config: AdaRoundConfig | GptqConfig
     samples: int
 
     @property
@@ -117,14 +125,17 @@ class _Layer:
         return str(self.linear.node.inputs[0].name)
 
 
-def _layer(graph: GraphModel, weight: WeightPlan, ctx: QuantContext) -> _Layer | str:
+def _by_gptq(weight: WeightPlan) -> bool:
+    return not isinstance(weight.method, (AdaRound, NUQ))
+
+
+def _layer(graph: GraphModel, weight: WeightPlan, ctx: QuantContext, step: WeightRounding | None) -> _Layer | str:
     node = graph.node(weight.node)
-    method = weight.method
-    config = config_from_dict(method.name, method.parameters())
-    if not isinstance(method, AdaRound) or not isinstance(config, AdaRoundConfig):
-        raise TypeError(method)
+    config, samples, name = _settings(weight, step)
     if node.op not in LINEAR_OPS or weight.index != 1:
-        return f"AdaRound rounds weights of {', '.join(LINEAR_OPS)}; this one of {node.op} is rounded to nearest"
+        return f"{name} rounds weights of {', '.join(LINEAR_OPS)}; this one of {node.op} is rounded to nearest"
+    if isinstance(config, GptqConfig) and (reason := why_not_compensated(ctx.params[weight.key])) is not None:
+        return f"rounded to nearest: {reason}"
     linear = read_linear(graph, node)
     reason = linear if isinstance(linear, str) else why_not_rows(linear)
     if isinstance(linear, str) or reason is not None:
@@ -132,8 +143,20 @@ def _layer(graph: GraphModel, weight: WeightPlan, ctx: QuantContext) -> _Layer |
     if graph.is_constant(node.inputs[0]):
         return "rounded to nearest: its input is a constant"
     if ctx.reader is None:
-        return "rounded to nearest: AdaRound needs calibration data"
-    return _Layer(weight, linear, config, method.samples)
+        return f"rounded to nearest: {name} needs calibration data"
+    return _Layer(weight, linear, config, samples)
+
+
+def _settings(weight: WeightPlan, step: WeightRounding | None) -> tuple[AdaRoundConfig | GptqConfig, int, str]:
+    """Parameters, how many samples, and what the method is called."""
+    if step is not None:
+        gptq = step.method
+        return GptqConfig(gptq.damping, gptq.act_order, gptq.block_size), step.samples, "GPTQ"
+    method = weight.method
+    config = config_from_dict(method.name, method.parameters())
+    if not isinstance(method, AdaRound) or not isinstance(config, AdaRoundConfig):
+        raise TypeError(method)
+    return config, method.samples, "AdaRound"
 
 
 class _Rounder:
@@ -163,14 +186,18 @@ class _Rounder:
                 del self._waiting[name]
 
     def _key(self, layer: _Layer) -> tuple[str, str, bytes]:
-        return layer.plan.node, repr(layer.plan.method), self._ctx.params[layer.plan.key].scale.tobytes()
+        return (
+            layer.plan.node,
+            repr((layer.plan.method, layer.config)),
+            self._ctx.params[layer.plan.key].scale.tobytes(),
+        )
 
     def run(self) -> list[str]:
         """Round all layers; returns a note for each."""
         if self._waiting:
             self._round_waiting()
         for weight in self._plan.weights:
-            if weight.key in self._chosen and isinstance(weight.method, AdaRound):
+            if weight.key in self._chosen:
                 _replace(self._graph, weight, self._chosen[weight.key])
         return self._notes
 
@@ -227,6 +254,9 @@ class _Rounder:
     ) -> None:
         start = time.perf_counter()
         plan, linear = layer.plan, layer.linear
+        if isinstance(layer.config, GptqConfig):
+            self._compensate(layer, layer.config, values)
+            return
         rng = self._ctx.rng(f"adaround/{plan.node}")
         after = following_activation(self._graph, linear)
         weight = weight_value(self._graph, plan)
@@ -241,6 +271,22 @@ class _Rounder:
         self._notes.append(
             f"{plan.node}: squared error {found.nearest_loss:.3g} to {found.loss:.3g} ({gain:.0%}), "
             f"{problem.inputs.shape[2]} positions, {found.steps} steps, {time.perf_counter() - start:.2f} s"
+        )
+
+    def _compensate(self, layer: _Layer, config: GptqConfig, values: Sequence[NDArray[np.float32]]) -> None:
+        plan, linear = layer.plan, layer.linear
+        weight, counts = weight_value(self._graph, plan), [count_rows(linear, value.shape) for value in values]
+        columns = math.prod(linear.layout.shape) // linear.layout.out_channels
+        kept = min(sum(counts), self._affordable(linear, columns))
+        drawn = self._ctx.rng(f"gptq/{plan.node}").permutation(sum(counts))[:kept]
+        inputs = _gather(linear, values, counts, drawn)
+        squares = [(x @ x.T).astype(np.float64) / max(kept, 1) for x in inputs]
+        params = self._ctx.params[plan.key]
+        pairs = self._ctx.target.safe_pairs
+        found, moved = compensated(linear, plan, weight, params, squares, config, self._workers, safe_pairs=pairs)
+        self._chosen[plan.key] = self._ctx.rounded[self._key(layer)] = found
+        self._notes.append(
+            f"{plan.node}: {moved} of {linear.layout.out_channels} outputs compensated, {kept} positions"
         )
 
     def _problem(

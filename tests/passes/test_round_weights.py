@@ -9,11 +9,16 @@ import onnx
 import pytest
 
 from onnxq.algos.affine import fake_quantize, quantize
+from onnxq.passes import _compensate
+from onnxq.passes._compensate import why_not_compensated
+from onnxq.passes._fitting import saturating_outputs
 from onnxq.passes._linear import read_linear
 from onnxq.passes._rows import count_rows, from_rows, gather_rows, to_rows
 from onnxq.passes.calibrate import Calibrate
 from onnxq.passes.choose_params import ChooseParams
 from onnxq.passes.round_weights import RoundWeights
+from onnxq.recipe import WeightRounding
+from onnxq.spec import PerBlock, PerTensor, QType, QuantParams, QuantSpec
 from tests.graphs import apply, build, graph_of, normal, run
 from tests.passes.ptq import planned
 
@@ -164,6 +169,77 @@ def test_nuq_leaves_as_many_codes_as_it_may() -> None:
         codes = quantize(graph.value(graph.node(weight.node).inputs[1]), ctx.params[weight.key])
         assert set(np.unique(codes)) <= set(ctx.clusters[weight.node])
         assert ctx.clusters[weight.node].shape == (16,)
+
+
+# ---- GPTQ ------------------------------------------------------------------------------------------
+
+
+def compensated(model: onnx.ModelProto, x: Any, *, threads: int = 1, step: Any = None, **weights: Any) -> Any:
+    graph, ctx = prepared(model, x, threads=threads, method="absmax", **weights)
+    plain = nearest(graph, ctx)
+    report = apply(graph, RoundWeights(step or WeightRounding()), ctx=ctx)
+    return graph, ctx, plain, report
+
+
+@pytest.mark.parametrize("bits", [3, 4, 8])
+def test_gptq_comes_closer_to_the_float_model_on_other_data_too(bits: int) -> None:
+    model, x, other = two(), mixed(48, 4, 8, 8), mixed(48, 4, 8, 8, seed=9)
+    graph, _, plain, report = compensated(model, x, bits=bits)
+    assert (report.changed, report.skipped) == (4, ())
+    assert error(graph, model, x) < 0.7 * error(plain, model, x)
+    assert error(graph, model, other) < 0.8 * error(plain, model, other)
+
+
+@pytest.mark.parametrize("narrow", [False, True])
+@pytest.mark.parametrize("granularity", ["per_tensor", "per_axis"])
+def test_gptq_stays_within_the_codes(granularity: str, narrow: bool) -> None:
+    graph, ctx, _, _ = compensated(two(), mixed(16, 4, 8, 8), bits=3, narrow=narrow, granularity=granularity)
+    for weight in ctx.plan.weights:
+        value, params = graph.value(graph.node(weight.node).inputs[1]), ctx.params[weight.key]
+        np.testing.assert_array_equal(fake_quantize(value, params), value)
+        codes = quantize(value, params)
+        assert (codes.min(), codes.max()) >= (params.spec.bounds[0], 0)
+        assert codes.max() <= params.spec.bounds[1]
+
+
+def test_gptq_is_the_same_whatever_the_threads() -> None:
+    found = [compensated(two(), mixed(16, 4, 8, 8), threads=n)[0].to_proto().SerializeToString() for n in (1, 3)]
+    assert found[0] == found[1]
+
+
+def test_gptq_leaves_no_sum_of_two_products_to_saturate(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Outputs of which two neighbours add up to more than 128 codes keep the nearest codes."""
+    model = build("g (float[N,64] x) => (float[N,8] y) { [m] y = MatMul (x, W) }", W=normal(64, 8))
+    graph, ctx = planned(model, data={"x": mixed(64, 64)}, recipe={"activations": {"method": "minmax"}})
+    apply(graph, Calibrate(), ChooseParams(), ctx=ctx)
+    (plan,), params = ctx.plan.weights, ctx.params["W"]
+    codes = np.zeros((64, 8), np.float32)
+    codes[:4, :3] = [[64, 65, -64], [64, 64, -65], [0, 0, 0], [100, 100, 100]]
+    found = saturating_outputs(graph.node("m"), plan, codes * params.scale, params)
+    assert found is not None
+    assert found.tolist() == [False, True, True, *[False] * 5]
+    plain = fake_quantize(normal(64, 8), params)
+    monkeypatch.setattr(_compensate, "saturating_outputs", lambda *_: np.arange(8) < 2)
+    apply(graph, RoundWeights(WeightRounding()), ctx=ctx)
+    kept = (graph.value(graph.node("m").inputs[1]) == plain).all(axis=0)
+    assert kept[:2].all()
+    assert not kept[2:].all()
+
+
+def test_gptq_leaves_other_methods_and_types_alone() -> None:
+    model, x = two(), mixed(16, 4, 8, 8)
+    wide = QuantSpec(QType.INT16, PerTensor(), bits=12)
+    one, zero = np.array(1, np.float32), np.array(0, np.int32)
+    assert "up to 8 bits" in str(why_not_compensated(QuantParams(wide, one, zero)))
+    blocks = QuantSpec(QType.INT8, PerBlock(0, 2))
+    assert "one scale for each output" in str(why_not_compensated(QuantParams(blocks, one, zero)))
+    graph, ctx = prepared(model, x)
+    assert apply(graph, RoundWeights(WeightRounding()), ctx=ctx).changed == 0
+    ctx.reader = None
+    graph, ctx = prepared(model, x, method="absmax")
+    ctx.reader = None
+    report = apply(graph, RoundWeights(WeightRounding()), ctx=ctx)
+    assert all("GPTQ needs calibration data" in skip.reason for skip in report.skipped)
 
 
 # ---- rows --------------------------------------------------------------------------------------
