@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 import onnx
 from onnx import numpy_helper
@@ -71,7 +72,7 @@ def _numbers(network: Network, node: onnx.NodeProto) -> Iterator[str]:
         yield "it has no zero point, so its codes are uint8"
         return
     zero_point = network.value(node.input[2])
-    if zero_point.dtype != np.int8:
+    if zero_point.dtype not in (np.int8, ml_dtypes.float8_e4m3fn):
         yield f"its codes are {zero_point.dtype}, not int8"
     if zero_point.any():
         yield "its zero point is not zero"

@@ -15,6 +15,7 @@ from onnxq.errors import OnnxqError
 from onnxq.runtime import make_session, optimized
 from tests.bundled import MODELS, samples
 from tests.graphs import Feed, build, feeds_for, normal
+from tests.tensorrt_rules import problems
 
 E4M3 = {"activations": {"type": "float8e4m3fn"}}
 E5M2 = {"activations": {"type": "float8e5m2"}, "weights": {"type": "float8e5m2"}}
@@ -209,11 +210,13 @@ def test_reasons_say_what_stays_float() -> None:
     assert {d.op_type for d in onnxq.plan_model(model, recipe=forced).plan.left_float()} == {"Add", "Relu"}
 
 
-def test_tensorrt_gets_plain_pairs() -> None:
-    model = model_of(BODIES["Conv, Relu, Conv"])
+@pytest.mark.parametrize("name", ["Conv, Relu, Conv", "ReLU6", "Concat", "MatMul, Add", "Gemm"])
+def test_tensorrt_gets_plain_pairs_by_its_rules(name: str) -> None:
+    model = model_of(BODIES[name])
     result = onnxq.quantize(model, [feeds_for(model)], recipe=E4M3, target="tensorrt", threads=1)
+    assert problems(result.model) == []
     made = {o: n for n in result.model.graph.node for o in n.output}
-    for layer in (n for n in result.model.graph.node if n.op_type == "Conv"):
+    for layer in (n for n in result.model.graph.node if n.op_type in ("Conv", "Gemm", "MatMul")):
         pair = made[layer.input[0]]
         assert pair.op_type == "DequantizeLinear"
         assert made[pair.input[0]].op_type == "QuantizeLinear"
