@@ -8,12 +8,14 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import onnx
 from numpy.typing import NDArray
 
 from onnxq.algos.affine import dequantize
 from onnxq.algos.weight import quantize_weight
-from onnxq.algos.weight.blocks import BlockCodes
+from onnxq.algos.weight.blocks import BlockCodes, pack_rows
 from onnxq.algos.weight.codes import decode, encode
+from onnxq.calib.segments import piece_session
 from onnxq.graph import GraphModel, Node, Tensor
 from onnxq.report.debug_reading import Reading, Source
 
@@ -21,7 +23,7 @@ if TYPE_CHECKING:
     from onnxq.plan import WeightPlan
     from onnxq.result import Result
 
-_BLOCKS = "MatMulNBits"
+_BLOCKS, _TABLE = "MatMulNBits", "GatherBlockQuantized"
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,13 +112,16 @@ class _Finder:
         """The weight that the codes of a plan stand for."""
         if (blocks := block_codes(self.graph, plan)) is not None:
             matrix = blocks.decode()
-            return matrix if node.attrs.get("transB", 0) else matrix.T
+            return matrix if node.op == "Gather" or node.attrs.get("transB", 0) else matrix.T
         weight = np.asarray(self.original.value(tensor), np.float32)
         codes = self.result.weight_codes.get(plan.key)
         if codes is not None:
             return decode(encode(weight, codes), codes)
         params = self.result.params.get(plan.key)
-        return weight if params is None else dequantize(quantize_weight(weight, params), params)
+        if params is not None:
+            return dequantize(quantize_weight(weight, params), params)
+        stored = stored_weight(self.graph, plan)
+        return weight if stored is None else stored
 
 
 def _codes(known: Mapping[str, Tensor], name: str) -> Source | None:
@@ -127,11 +132,40 @@ def _codes(known: Mapping[str, Tensor], name: str) -> Source | None:
 
 
 def block_codes(graph: GraphModel, plan: WeightPlan) -> BlockCodes | None:
-    """The codes of a weight whose node has become a MatMulNBits; None where it has not."""
-    if plan.index != 1 or not graph.has_node(plan.node) or graph.node(plan.node).op != _BLOCKS:
+    """The codes of a weight whose node has become MatMulNBits or GatherBlockQuantized; None where it has not."""
+    if not graph.has_node(plan.node) or (node := graph.node(plan.node)).op not in (_BLOCKS, _TABLE):
         return None
-    node = graph.node(plan.node)
-    codes, scale, zero = (np.asarray(graph.value(t)) for t in node.inputs[1:4])
-    outputs, size = int(node.attrs["N"]), int(node.attrs["block_size"])
+    table, bits, size = node.op == _TABLE, int(node.attrs["bits"]), int(node.attrs["block_size"])
+    names = [node.inputs[0], *node.inputs[2:4]] if table else node.inputs[1:4]
+    codes, scale, *zeros = (np.asarray(graph.value(t)) for t in names if t.name)
+    outputs = len(codes) if table else int(node.attrs["N"])
+    inputs = codes.shape[1] * 8 // bits if table else int(node.attrs["K"])
     scale = scale.reshape(outputs, -1)
-    return BlockCodes(int(node.attrs["bits"]), size, int(node.attrs["K"]), codes, scale, zero.reshape(outputs, -1))
+    whole = np.zeros((outputs, scale.shape[1] * size * bits // 8), np.uint8)
+    whole[:, : codes.size // outputs] = codes.reshape(outputs, -1)
+    middle = np.full(scale.shape, 1 << (bits - 1), np.uint8)
+    zero = zeros[0].reshape(outputs, -1) if zeros else pack_rows(middle, bits)
+    return BlockCodes(bits, size, inputs, whole.reshape(outputs, scale.shape[1], -1), scale, zero)
+
+
+def stored_weight(graph: GraphModel, plan: WeightPlan) -> NDArray[np.float32] | None:
+    """What the constants that a node's weight is decoded from stand for; None where it is not decoded from any."""
+    if not graph.has_node(plan.node) or plan.index >= len(graph.node(plan.node).inputs):
+        return None
+    tensor = graph.node(plan.node).inputs[plan.index]
+    if graph.is_constant(tensor):
+        return np.asarray(graph.value(tensor))
+    model, constants = graph.skeleton(), {t.name: t for t in graph.constants()}
+    nodes: list[onnx.NodeProto] = []
+    wanted = {str(tensor.name)}
+    for node in reversed(model.graph.node):
+        if wanted & set(node.output):
+            nodes.insert(0, node)
+            wanted |= set(node.input)
+    reads = {name for node in nodes for name in node.input if name} - {name for node in nodes for name in node.output}
+    if not nodes or not reads <= set(constants):
+        return None
+    weights = [onnx.numpy_helper.from_array(np.asarray(graph.value(constants[n])), n) for n in sorted(reads)]
+    session = piece_session(model, nodes, weights, {}, [str(tensor.name)])
+    found: NDArray[np.float32] = session.run([str(tensor.name)], {})[0]
+    return found

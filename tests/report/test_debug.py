@@ -199,6 +199,28 @@ def test_blocks_are_shown_as_the_products_they_stand_for(tmp_path: Path) -> None
     assert len(reader.read(files.params, reader.PARAM_HEADER)) == 128 * 192 // 32
 
 
+@pytest.mark.parametrize("bits", [2, 4])
+@pytest.mark.parametrize("storage", ["blocks", "native", "packed", "rounded"])
+def test_chosen_blocks_are_shown_as_what_they_stand_for(tmp_path: Path, storage: str, bits: int) -> None:
+    """Symmetric ones, which have no zero points in the file, and a table that is looked up."""
+    rng = np.random.default_rng(1)
+    weight, table = (rng.standard_normal(shape).astype(np.float32) for shape in ((72, 16), (5, 72)))
+    text = "g (int64[N] i) => (float[N,16] y) { [table] x = Gather (E, i) [fc] y = MatMul (x, W) }"
+    scheme = {"kind": "weight_only", "method": "rtn", "storage": storage, "compute": "float32"}
+    recipe = {"scheme": scheme, "weights": {"bits": bits, "symmetric": True}}
+    result = onnxq.quantize(build(text, E=table, W=weight), recipe=recipe)
+    places = by_place(onnxq.write_debug(result, {"i": np.zeros(1, np.int64)}, tmp_path / "debug"))
+    floats = onnxq.quantize(
+        build(text, E=table, W=weight), recipe={**recipe, "scheme": {**scheme, "storage": "rounded"}}
+    )
+    stored = {t.name: onnx.numpy_helper.to_array(t) for t in floats.model.graph.initializer}
+    for node, name, original in (("fc", "W", weight), ("table", "E", table)):
+        row = places[node, "Input", name, "Dequant"]
+        wanted = reader.cosine(original, stored[f"{name}_rounded"])
+        assert float(row["CosineSimilarity"]) == pytest.approx(wanted, abs=1e-4)
+        assert wanted < 0.999
+
+
 @pytest.mark.parametrize("ranges", ["onnx", "exact"])
 def test_codes_made_when_the_model_runs(tmp_path: Path, ranges: str) -> None:
     result = quantized("digits_transformer", scheme={"kind": "dynamic", "ranges": ranges})
