@@ -228,12 +228,24 @@ RECIPES = [
     {"activations": {"type": "int8", "symmetric": True}},
     {"target": "tensorrt"},
     {"target": "qnn"},
+    {"target": "ascend"},
+    {"target": "kirin"},
+    {"scheme": "dynamic"},
+    {"scheme": "weight_only"},
 ]
 
 
 @pytest.mark.parametrize("recipe", RECIPES, ids=str)
 @pytest.mark.parametrize(
-    "model", ["digits_cnn", "digits_mobilenet", "digits_transformer", "digits_transformer_opset11"]
+    "model",
+    [
+        "digits_cnn",
+        "digits_gru",
+        "digits_mobilenet",
+        "digits_transformer",
+        "digits_transformer_opset11",
+        "pairs_answer",
+    ],
 )
 def test_every_reason_is_explained(model, recipe):
     unexplained = {
