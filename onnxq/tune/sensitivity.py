@@ -25,7 +25,7 @@ Progress = Callable[[str, int, int | None], None]
 
 FEW_SAMPLES = 32
 """What the estimate takes of the data unless told otherwise: beyond, ranks hardly change."""
-FEWEST = 4
+FEWEST = 16
 """What is enough to measure the layers that cannot be estimated."""
 SAMPLES = 64
 """What the methods that measure layer by layer take of calibration data unless told otherwise."""

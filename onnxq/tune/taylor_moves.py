@@ -44,11 +44,11 @@ def _moved(s: Slopes, node: onnx.NodeProto, index: int, slope: str) -> str | Non
     size = math.prod(shape)
     if index or size >= _EXACT:
         return None
-    if node.op_type in ("Resize", "Upsample") and attribute(node, "mode", "nearest") != "nearest":
+    copy = _alone(s, node)
+    found = None if copy is None else copy(np.arange(1, size + 1, dtype=np.float32).reshape(shape))
+    if found is None:
         return None
-    sources = _sources(s, node, np.arange(1, size + 1, dtype=np.float32).reshape(shape))
-    if sources is None:
-        return None
+    sources = np.rint(found).astype(np.int64).reshape(-1)
     nothing = s.constant(np.zeros(1, np.float32))
     flat = s.node("Concat", s.reshape(slope, [-1]), nothing, axis=0)
     parts = [s.node("Gather", flat, s.constant(places)) for places in _readers(sources, size)]
@@ -57,9 +57,34 @@ def _moved(s: Slopes, node: onnx.NodeProto, index: int, slope: str) -> str | Non
     return s.reshape(parts[0] if len(parts) == 1 else s.node("Sum", *parts), shape)
 
 
-def _sources(s: Slopes, node: onnx.NodeProto, numbers: NDArray[np.float32]) -> NDArray[np.int64] | None:
-    """Which element of the input each element of the output is, counted from 1; 0 for none of them."""
-    feed: dict[str, NDArray[Any]] = {"x": numbers}
+def _resized(s: Slopes, node: onnx.NodeProto, index: int, slope: str) -> str | None:
+    """Interpolation along the last two axes, one after the other: a matrix each, found by resizing unit vectors."""
+    shape, result = s.shapes[node.input[0]], s.shapes[node.output[0]]
+    if attribute(node, "mode", "nearest") == "nearest":
+        return _moved(s, node, index, slope)
+    if index or len(shape) != 4 or shape[:2] != result[:2] or not math.prod(shape):
+        return None
+    copy = _alone(s, node)
+    if copy is None:
+        return None
+    rows, columns = np.zeros((shape[2], result[2]), np.float32), np.zeros((shape[3], result[3]), np.float32)
+    for axis, matrix in ((2, rows), (3, columns)):
+        for place in range(shape[axis]):
+            unit = np.zeros(shape, np.float32)
+            unit[(slice(None),) * axis + (place,)] = 1.0
+            found = copy(unit)
+            if found is None:
+                return None
+            matrix[place] = found[0, 0, :, 0] if axis == 2 else found[0, 0, 0, :]
+    return s.node("MatMul", s.constant(rows), s.node("MatMul", slope, s.constant(np.ascontiguousarray(columns.T))))
+
+
+def _alone(s: Slopes, node: onnx.NodeProto) -> Callable[[NDArray[np.float32]], NDArray[np.float64] | None] | None:
+    """The node as a function of its first input; None where another one depends on the sample.
+
+    What it gives is None where the runtime refuses it.
+    """
+    feed: dict[str, NDArray[Any]] = {"x": np.zeros(s.shapes[node.input[0]], np.float32)}
     names = ["x"]
     for number, name in enumerate(node.input[1:], 1):
         value = s.value(name)
@@ -83,10 +108,17 @@ def _sources(s: Slopes, node: onnx.NodeProto, numbers: NDArray[np.float32]) -> N
     piece = onnx.ModelProto(ir_version=model.ir_version, graph=graph)
     piece.opset_import.extend(model.opset_import)
     try:
-        found = make_session(piece, threads=1, optimize=False).run(["y0"], feed)[0]
+        session = make_session(piece, threads=1, optimize=False)
     except OnnxqError:
         return None
-    return np.rint(np.asarray(found, np.float64)).astype(np.int64).reshape(-1)
+
+    def run(x: NDArray[np.float32]) -> NDArray[np.float64] | None:
+        try:
+            return np.asarray(session.run(["y0"], {**feed, "x": x})[0], np.float64)
+        except OnnxqError:
+            return None
+
+    return run
 
 
 def _readers(sources: NDArray[np.int64], size: int) -> Iterator[NDArray[np.int32]]:
@@ -115,7 +147,7 @@ MOVES: Mapping[str, Callable[[Slopes, onnx.NodeProto, int, str], str | None]] = 
             ("Slice", "Gather", "GatherElements", "GatherND", "Pad", "Expand", "Tile", "DepthToSpace", "SpaceToDepth"),
             _moved,
         ),
-        **dict.fromkeys(("Resize", "Upsample"), _moved),
+        **dict.fromkeys(("Resize", "Upsample"), _resized),
     }
 )
 """By operator type."""

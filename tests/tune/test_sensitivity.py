@@ -152,7 +152,7 @@ def test_bodies_read_the_copies() -> None:
     estimate = rank_layers(measured)
     assert set(estimate.layers) == {"m1", "m2", "m3"}
     assert estimate.effect("m1") > 0
-    assert any("1 layers were measured on 4 samples: no slopes are known through If" in n for n in estimate.notes)
+    assert any("1 layers were measured on 8 samples: no slopes are known through If" in n for n in estimate.notes)
 
 
 def test_corrected_biases_belong_to_the_layers_they_were_corrected_for() -> None:

@@ -85,6 +85,11 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "Tile": ("Tile (x, r)", {"r": np.array([1, 2, 1, 3], np.int64)}),
     "DepthToSpace": ("DepthToSpace <blocksize=2> (x)", {}),
     "SpaceToDepth": ("SpaceToDepth <blocksize=3> (x)", {}),
+    "Resize, linear": ('Resize <mode="linear"> (x, , f)', {"f": np.array([1, 1, 2, 1.5], np.float32)}),
+    "Resize, sizes": (
+        'Resize <mode="cubic", coordinate_transformation_mode="align_corners"> (x, , , n)',
+        {"n": np.array([1, 4, 9, 4], np.int64)},
+    ),
     "Resize": ("Resize <mode=\"nearest\"> (x, , f)", {"f": np.array([1, 1, 2, 1.5], np.float32)}),
 }  # fmt: skip
 FEED = {"x": normal(1, 4, 6, 6), "p": positive(1, 4, 6, 6), "m": normal(18, 8)}
@@ -130,13 +135,13 @@ def test_slopes_are_those_of_the_operator(name: str) -> None:
 @pytest.mark.parametrize(
     "call",
     [
-        'Resize <mode="linear"> (x, , f)',
+        'Resize <mode="linear"> (x, , g)',
         "AveragePool <kernel_shape=[4,4], strides=[3,3], ceil_mode=1> (x)",
         "Gather <axis=2> (w, x)",
     ],
 )
 def test_what_has_no_rule_is_not_guessed(call: str) -> None:
-    model = graph_with(call, {"f": np.array([1, 1, 2, 2], np.float32), "w": normal(4, 4, 4)})
+    model = graph_with(call, {"g": np.array([1, 2, 2, 2], np.float32), "w": normal(4, 4, 4)})
     copies = Copies(Chosen(GraphModel.from_proto(model), {}, Plan(), Recipe()))
     shapes = {"x": FEED["x"].shape, "y": (1, 4, 2, 2), "w": (4, 4, 4)}
     node = copies.protos[0]
