@@ -6,6 +6,7 @@ import contextlib
 import multiprocessing
 import os
 import signal
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from multiprocessing.connection import Connection, wait
@@ -218,9 +219,18 @@ def _serve(connection: Connection, folder: Path, threads: int) -> None:
     """What a process does: measure what it is given until it is given nothing."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # where it cannot be blocked
     os.dup2(2, 1)  # what a user's function prints is not part of the results on standard output
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     bench = Bench(folder, threads)
     try:
         while isinstance(entry := connection.recv(), Entry):
             connection.send(bench.measure(entry))
     except (EOFError, BrokenPipeError):
         return
+
+
+def _end_with_parent() -> None:
+    """Leave no process behind that nobody waits for, also where the one that started it was killed."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
