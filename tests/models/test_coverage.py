@@ -60,6 +60,7 @@ RUNS: list[tuple[str, int, dict[str, Any]]] = [
     ("tones_conv1d", 8, {"prune": "2:4", "refine": [{"kind": "bias_correction", "inputs": "float"}]}),
     ("pairs_answer", 8, {"target": "tensorrt"}),
     ("sketch_decoder", 8, {"target": "qnn"}),
+    ("sketch_decoder_with_past", 8, {"cache": {"type": "int8"}}),
 ]
 
 
