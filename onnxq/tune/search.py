@@ -12,6 +12,7 @@ It sees no model: what it tries, and what came of it, are `Trials`.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -102,9 +103,17 @@ class _Steps:
 
     def _change(self) -> bool:
         for change in self._trials.prober.changes():
-            if self._keep(self._trials.run(self.current.variant.with_change(change), change.name)):
+            variant = self.current.variant.with_change(change)
+            if not self._leaves_time(variant):
+                continue
+            if self._keep(self._trials.run(variant, change.name)):
                 return True
         return False
+
+    def _leaves_time(self, variant: Variant) -> bool:
+        """Whether a trial leaves time to find out which layers must stay float: that never fails."""
+        doublings = math.log2(max(2, len(self._trials.prober.layers)))
+        return self._trials.time_for(1.0 + doublings, variant)
 
     # ---- repairs -------------------------------------------------------------------------------
 
@@ -120,6 +129,8 @@ class _Steps:
             tries += [([layer], repair) for repair in self._trials.prober.repairs(layer) if groups[repair] != [layer]]
         for layers, repair in tries[: self._options.repairs]:
             variant = self.current.variant.with_repair(layers, repair)
+            if not self._leaves_time(variant):
+                continue
             where = layers[0] if len(layers) == 1 else _layers(len(layers))
             if self._keep(self._trials.run(variant, f"{repair.name}: {where}")):
                 return True

@@ -219,6 +219,13 @@ class Trials:
         """Seconds of the budget that are left; infinite without one."""
         return math.inf if self._budget is None else self._budget - (self._clock() - self._started)
 
+    def time_for(self, count: float, variant: Variant) -> bool:
+        """Whether there is time for so many trials of variants like this one; noted where there is not."""
+        if (count * variant.slow + 1.0) * self._typical <= self.time_left:
+            return True
+        self.out_of_time = True
+        return False
+
     def _require_time(self, factor: float) -> None:
         """Leave time for what is to be done next, and for making the result."""
         if self.history and (factor + 1.0) * self._typical > self.time_left:

@@ -78,7 +78,7 @@ class Tuned:
         evaluations: How many models were quantized and evaluated in this run, the float model and the result included.
         resumed: How many evaluations were known from an earlier run.
         seconds: How long it took.
-        out_of_time: Whether the budget ended the search.
+        out_of_time: Whether the budget cut the search short.
         times: Measured times; None where the backend does not run here, or the budget leaves no time for it.
         samples: How many samples the score is of.
         notes: What a user should know, a sentence each.
