@@ -8,15 +8,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from itertools import chain
+from itertools import chain, islice
+from typing import Any
 
 from onnxq.errors import DataError, RecipeError
 from onnxq.pipeline import RecipeLike
-from onnxq.runtime import make_session
+from onnxq.runtime import Session, make_session, thread_count
 from onnxq.stages import Chosen, Measured
 from onnxq.tune.evaluation import Evaluation, Scorer
-from onnxq.tune.metrics_builtin import Metric
+from onnxq.tune.metrics_builtin import Batch, Metric
 from onnxq.tune.prefixes import Copies, Layer
 from onnxq.tune.ranking import METHODS, Method, Sensitivity, ranked
 from onnxq.tune.taylor import estimate
@@ -136,16 +138,25 @@ def scores_of(
             made = {**names, **copies.write(trial.quantized, trial.nodes, names, f"onnxq.{number}")}
             outputs.append({name: made.get(name, name) for name in copies.outputs})
         wanted = list(dict.fromkeys(chain.from_iterable(out.values() for out in outputs)))
-        session = make_session(copies.graph, threads=threads, outputs=wanted, extra=copies.nodes)
+        session = make_session(copies.graph, threads=1, outputs=wanted, extra=copies.nodes)
         meters = [scorer.meter() for _ in group]
-        for batch in scorer.rounds():
-            found = dict(zip(wanted, session.run(wanted, batch.feed), strict=True))
+        for batch, values in _runs(session, wanted, scorer.rounds(), thread_count(threads)):
+            found = dict(zip(wanted, values, strict=True))
             for meter, out in zip(meters, outputs, strict=True):
                 meter.add(replace(batch, outputs={name: found[copy] for name, copy in out.items()}))
         yield from map(scorer.result, meters)
         done += len(group)
         if progress is not None:
             progress("trying layers", done, len(trials))
+
+
+def _runs(
+    session: Session, names: Sequence[str], batches: Iterator[Batch], workers: int
+) -> Iterator[tuple[Batch, list[Any]]]:
+    """Run batches side by side, each on one core: so their number changes no bit; in order."""
+    with ThreadPoolExecutor(workers) as pool:
+        while group := list(islice(batches, workers)):
+            yield from zip(group, pool.map(lambda batch: session.run(names, batch.feed), group), strict=True)
 
 
 def _groups(trials: Sequence[_Trial]) -> Iterator[list[_Trial]]:

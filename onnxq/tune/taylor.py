@@ -4,7 +4,7 @@ Quantizing a layer adds an error ``e`` to its output; to first order the model's
 derivative of the one with respect to the other. Of a random vector v of independent signs, ``(v . J e)**2`` has the
 squared length of ``J e`` for its mean, and ``v J`` is one pass backwards through the model, which serves all layers
 together. So one session computes the float model, each layer once more with codes and its own float inputs, and the
-slopes ``v J``: about four forward passes for a sample, however many layers there are. The mean over some samples takes
+slopes ``v J``: the cost of about eight forward passes for a sample, however many layers there are. The mean over some samples takes
 the chance out of v. For the divergence v is drawn with the covariance that its second derivative has.
 
 Source: the stochastic estimate of a trace, Hutchinson 1989; error times slope as in Molchanov et al., "Importance
