@@ -10,6 +10,8 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 _OPSET = 17
+_MASKED_OPSET = 12
+_FIRST_NORM = 17
 
 
 @dataclass(frozen=True)
@@ -38,7 +40,8 @@ TINYBERT = Size()
 
 
 class _Writer:
-    def __init__(self, seed: int) -> None:
+    def __init__(self, seed: int, opset: int = _OPSET) -> None:
+        self._opset = opset
         self.nodes: list[onnx.NodeProto] = []
         self.constants: list[onnx.TensorProto] = []
         self._rng = np.random.default_rng(seed)
@@ -70,55 +73,74 @@ class _Writer:
 
     def norm(self, x: str, size: int) -> str:
         gamma = np.exp(self._rng.normal(scale=0.2, size=size)).astype(np.float32)
-        return self.node(
-            "LayerNormalization", x, self.constant(gamma), self.normal(size, scale=0.02), axis=-1, epsilon=1e-12
-        )
+        scale, bias = self.constant(gamma), self.normal(size, scale=0.02)
+        if self._opset >= _FIRST_NORM:
+            return self.node("LayerNormalization", x, scale, bias, axis=-1, epsilon=1e-12)
+        centred = self.node("Sub", x, self.node("ReduceMean", x, axes=[-1]))
+        variance = self.node("ReduceMean", self.node("Pow", centred, self.number(2.0)), axes=[-1])
+        spread = self.node("Sqrt", self.node("Add", variance, self.number(1e-12)))
+        return self.node("Add", self.node("Mul", self.node("Div", centred, spread), scale), bias)
+
+    def mask(self, name: str) -> str:
+        """What is added to scores: 0 where the input `name`, (N, T), is 1, and -10000 where it is 0."""
+        for axis in (1, 2):
+            name = self.node("Unsqueeze", name, axes=[axis])
+        floats = self.node("Cast", name, to=TensorProto.FLOAT)
+        return self.node("Mul", self.node("Sub", self.number(1.0), floats), self.number(-10000.0))
 
     def gelu(self, x: str) -> str:
         curve = self.node("Erf", self.node("Div", x, self.number(2**0.5)))
         return self.node("Mul", self.node("Mul", x, self.node("Add", curve, self.number(1.0))), self.number(0.5))
 
-    def attention(self, x: str, size: Size) -> str:
+    def attention(self, x: str, size: Size, mask: str | None) -> str:
         head = size.hidden // size.heads
         query, key, value = (
-            self.node("Reshape", self.linear(x, size.hidden, size.hidden), self.shape(0, -1, size.heads, head))
+            self.node("Reshape", self.linear(x, size.hidden, size.hidden), self.shape(0, 0, size.heads, head))
             for _ in range(3)
         )
         scores = self.node(
             "MatMul", self.node("Transpose", query, perm=[0, 2, 1, 3]), self.node("Transpose", key, perm=[0, 2, 3, 1])
         )
-        weights = self.node("Softmax", self.node("Div", scores, self.number(head**0.5)), axis=-1)
+        scaled = self.node("Div", scores, self.number(head**0.5))
+        weights = self.node("Softmax", scaled if mask is None else self.node("Add", scaled, mask), axis=3)
         mixed = self.node("MatMul", weights, self.node("Transpose", value, perm=[0, 2, 1, 3]))
-        joined = self.node("Reshape", self.node("Transpose", mixed, perm=[0, 2, 1, 3]), self.shape(0, -1, size.hidden))
+        joined = self.node("Reshape", self.node("Transpose", mixed, perm=[0, 2, 1, 3]), self.shape(0, 0, size.hidden))
         return self.linear(joined, size.hidden, size.hidden)
 
-    def block(self, x: str, size: Size) -> str:
-        x = self.norm(self.node("Add", x, self.attention(x, size)), size.hidden)
+    def block(self, x: str, size: Size, mask: str | None) -> str:
+        x = self.norm(self.node("Add", self.attention(x, size, mask), x), size.hidden)
         inner = self.gelu(self.linear(x, size.hidden, size.intermediate))
-        return self.norm(self.node("Add", x, self.linear(inner, size.intermediate, size.hidden)), size.hidden)
+        return self.norm(self.node("Add", self.linear(inner, size.intermediate, size.hidden), x), size.hidden)
 
 
-def write(path: Path, size: Size = TINYBERT, seed: int = 0) -> None:
+def write(path: Path, size: Size = TINYBERT, seed: int = 0, *, masked: bool = False) -> None:
     """Write an encoder: int64 ``ids`` of shape (N, T) in, float ``y`` of shape (N, T, hidden) out.
 
     Args:
         path: Where to.
         size: Its sizes.
         seed: Same seed, same weights.
+        masked: Whether it has an input ``mask``, int64 of shape (N, T) as well; it is at opset 12 then, the last one at
+            which ONNX Runtime makes an Attention of its blocks.
     """
-    writer = _Writer(seed)
+    opset = _MASKED_OPSET if masked else _OPSET
+    writer = _Writer(seed, opset)
+    mask = writer.mask("mask") if masked else None
     words = writer.node("Gather", writer.normal(size.words, size.hidden), "ids")
     x = writer.norm(writer.node("Add", words, writer.normal(size.tokens, size.hidden, scale=0.3)), size.hidden)
     for _ in range(size.layers):
-        x = writer.block(x, size)
+        x = writer.block(x, size, mask)
     writer.nodes[-1].output[0] = "y"
     graph = helper.make_graph(
         writer.nodes,
         "encoder",
-        [helper.make_tensor_value_info("ids", TensorProto.INT64, ["N", size.tokens])],
+        [
+            helper.make_tensor_value_info(name, TensorProto.INT64, ["N", size.tokens])
+            for name in ("ids", "mask")[: 1 + masked]
+        ],
         [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["N", size.tokens, size.hidden])],
         writer.constants,
     )
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", _OPSET)], ir_version=8)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=8)
     onnx.checker.check_model(model)
     onnx.save(model, path)

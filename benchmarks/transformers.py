@@ -59,6 +59,8 @@ class Case:
         calib: Feeds of one sample each.
         feeds: Other data.
         score: What its first output is worth.
+        projections: Nodes that give queries, keys and values, where ONNX Runtime makes an Attention of them; one more
+            recipe leaves them float.
     """
 
     name: str
@@ -66,6 +68,12 @@ class Case:
     calib: list[Feed]
     feeds: list[Feed]
     score: Score
+    projections: tuple[str, ...] = ()
+
+    @property
+    def recipes(self) -> dict[str, dict[str, Any]]:
+        """By name."""
+        return RECIPES | ({"projections in floats": {"skip": list(self.projections)}} if self.projections else {})
 
 
 def no_score(outputs: list[np.ndarray], feeds: list[Feed]) -> tools.Row:
@@ -134,7 +142,22 @@ def cases(options: tools.Options, folder: Path) -> list[Case]:
     found.append(
         Case("encoder of TinyBERT's size, made up", made_up, cut("ids", words[:8]), cut("ids", words[8:]), no_score)
     )
+    masked = folder / "masked.onnx"
+    encoders.write(masked, masked=True)
+    calib, test = (
+        [feed | {"mask": np.ones_like(feed["ids"])} for feed in cut("ids", w)] for w in (words[:8], words[8:])
+    )
+    found.append(Case("the same with a mask, opset 12", masked, calib, test, no_score, projections_of(masked)))
     return [case for case in found if options.wants(case.name)]
+
+
+def projections_of(model: Path) -> tuple[str, ...]:
+    """The MatMuls whose results, with a bias, become heads."""
+    nodes = onnx.load(model).graph.node
+    made = {output: node for node in nodes for output in node.output}
+    biased = [made.get(made[n.input[0]].input[0]) for n in nodes if n.op_type == "Transpose"]
+    products = [made.get(n.input[0]) for n in biased if n is not None and n.op_type == "Add"]
+    return tuple(n.name for n in products if n is not None and n.op_type == "MatMul")
 
 
 def outputs_of(model: Path, feeds: list[Feed], threads: int) -> list[np.ndarray]:
@@ -155,7 +178,7 @@ def measure(case: Case, options: tools.Options, folder: Path) -> list[tools.Row]
     rows: list[tools.Row] = [{"model": case.name, "recipe": "float"} | case.score(wanted, case.feeds)]
     rows[0] |= {"fused kernels": kernels(case.model), "latency, ratio to float": 1.0}
     files: list[Path] = []
-    for number, (name, recipe) in enumerate(RECIPES.items()):
+    for number, (name, recipe) in enumerate(case.recipes.items()):
         out = folder / f"{number}.onnx"
         onnxq.quantize(case.model, case.calib, recipe=recipe, threads=options.threads).save(out)
         found = outputs_of(out, case.feeds, options.threads)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import sys
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +13,15 @@ import onnx
 import pytest
 
 import onnxq
-from onnxq.runtime import make_session
+from onnxq.runtime import make_session, optimized
 from tests.bundled import MODELS, samples
 from tests.fusions import fused
 from tests.graphs import Feed, build, feeds_for, normal, run
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
+
+import encoders
+import transformers
 
 TRANSFORMERS = sorted([*MODELS.glob("digits_transformer*.onnx"), *MODELS.glob("sketch_decoder*.onnx")])
 NORMS = ("LayerNormalization", "SimplifiedLayerNormalization")
@@ -135,3 +142,31 @@ def test_caches_of_a_decoder_stay_floats_and_nothing_in_front_of_them_has_codes(
     for a, b in zip(float_run, coded_run, strict=True):
         noise = np.square(a.astype(np.float64) - b).sum()
         assert 10 * np.log10(np.square(a, dtype=np.float64).sum() / noise) > 28
+
+
+# ---- attention
+
+
+def test_attention_of_old_operator_sets_becomes_integer_products(tmp_path: Path) -> None:
+    """At opset 12 ONNX Runtime makes an Attention of a float block with a mask; codes of its projections are faster."""
+    size = encoders.Size(layers=1, hidden=24, intermediate=48, heads=2, words=16, tokens=8)
+    encoders.write(tmp_path / "masked.onnx", size, masked=True)
+    model = onnx.load(tmp_path / "masked.onnx")
+    words = np.random.default_rng(0).integers(0, size.words, (8, size.tokens))
+    result = onnxq.quantize(model, {"ids": words, "mask": np.ones_like(words)}, threads=1)
+    before, after = fused(model), fused(result.model)
+    assert before.pop("Attention") == 1
+    assert (after.pop("FusedMatMul"), after.pop("Softmax")) == (1, 1)
+    assert before == after
+    assert Counter(n.op_type for n in optimized(result.model).graph.node)["MatMulIntegerToFloat"] == 6
+
+
+def test_the_benchmark_counts_what_it_says(tmp_path: Path) -> None:
+    size = encoders.Size(layers=1, hidden=24, intermediate=48, heads=2, words=16, tokens=8)
+    encoders.write(tmp_path / "masked.onnx", size, masked=True)
+    assert transformers.kernels(tmp_path / "masked.onnx") == 5
+    assert len(transformers.projections_of(tmp_path / "masked.onnx")) == 3
+    tokens = [{"tokens": np.array([[0, 1, 2], [3, 4, 5]])}]
+    even = [np.zeros((2, 3, 7), np.float32)]
+    assert transformers.perplexity()(even, tokens)["perplexity"] == pytest.approx(7)
+    assert transformers.perplexity(tokens[0]["tokens"])(even, tokens)["perplexity"] == pytest.approx(7)
