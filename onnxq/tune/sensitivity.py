@@ -45,6 +45,7 @@ def rank_layers(
     *,
     method: Method = "first_order",
     recipe: RecipeLike | None = None,
+    chosen: Chosen | None = None,
     samples: int | None = None,
     threads: int = 0,
     progress: Progress | None = None,
@@ -60,6 +61,7 @@ def rank_layers(
         method: See `Method`. ``first_order`` estimates effects on ``sqnr`` and ``kl``; for other metrics it ranks by
             one of these: the divergence where the metric is about classes, else the noise.
         recipe: How layers are quantized, if not as the model was measured for.
+        chosen: What `Measured.choose` gave for that recipe, where it is at hand: it is not done again.
         samples: Use the first so many samples; by default all of an evaluation, and a few of calibration data.
         threads: Threads of ONNX Runtime; 0 for all cores.
         progress: Is told how far it is.
@@ -72,7 +74,7 @@ def rank_layers(
         raise RecipeError(f"there is no method {method!r}; use {', '.join(METHODS)}")
     wanted = _evaluation(measured, evaluation, method, samples, threads)
     wanted.check()
-    chosen = measured.choose(recipe)
+    chosen = measured.choose(recipe) if chosen is None else chosen
     copies = Copies(chosen)
     if method == "first_order":
         return _first_order(chosen, copies, wanted, progress)

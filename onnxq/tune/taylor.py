@@ -4,8 +4,8 @@ Quantizing a layer adds an error ``e`` to its output; to first order the model's
 derivative of the one with respect to the other. Of a random vector v of independent signs, ``(v . J e)**2`` has the
 squared length of ``J e`` for its mean, and ``v J`` is one pass backwards through the model, which serves all layers
 together. So one session computes the float model, each layer once more with codes and its own float inputs, and the
-slopes ``v J``: the cost of about eight forward passes for a sample, however many layers there are. The mean over some samples takes
-the chance out of v. For the divergence v is drawn with the covariance that its second derivative has.
+slopes ``v J``: the cost of about eight forward passes for a sample, however many layers there are. The mean over some
+samples takes the chance out of v. For the divergence v is drawn with the covariance that its second derivative has.
 
 Source: the stochastic estimate of a trace, Hutchinson 1989; error times slope as in Molchanov et al., "Importance
 Estimation for Neural Network Pruning", CVPR 2019, and Dong et al., HAWQ, ICCV 2019, there with training frameworks.

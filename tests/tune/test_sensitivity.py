@@ -286,6 +286,8 @@ def test_statistics_are_used_again() -> None:
     before = len(runs)
     assert rank_layers(measured, recipe=PER_TENSOR).effect("m1") < 0.1 * rank_layers(measured).effect("m1")
     assert len(runs) <= before + 4  # each ranking looks at the first sample, and at all of them
+    chosen = measured.choose(PER_TENSOR)
+    assert rank_layers(measured, chosen=chosen).to_csv() == rank_layers(measured, recipe=PER_TENSOR).to_csv()
 
 
 def test_nothing_to_rank() -> None:
