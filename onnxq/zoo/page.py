@@ -71,8 +71,9 @@ def _finding(finding: Finding) -> tuple[Cell, ...]:
 
 def _matrix(run: Run, verdict: Verdict, metric: str) -> Matrix:
     outcomes = {(o.model, o.recipe): o for o in run.outcomes}
-    models = tuple(dict.fromkeys(o.model for o in run.outcomes))
-    recipes = tuple(dict.fromkeys(o.recipe for o in run.outcomes))
+    measured = [o for o in run.outcomes if metric in o.values]
+    models = tuple(dict.fromkeys(o.model for o in measured))
+    recipes = tuple(dict.fromkeys(o.recipe for o in measured))
     cells = tuple(
         tuple(_cell(outcomes.get((model, recipe)), verdict, metric) for recipe in recipes) for model in models
     )
