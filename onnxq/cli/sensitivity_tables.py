@@ -26,8 +26,8 @@ def sensitivity(found: Sensitivity, *, verbose: bool = False) -> list[Renderable
     metric = found.metric
     parts: list[RenderableType] = [Text(f"{len(found.rows)} layers on {found.samples} samples: {TOLD[found.method]}")]
     if not math.isnan(found.quantized):
-        whole = f"{metric.name} {metric.text(found.reference)} in float, {metric.text(found.quantized)} all quantized"
-        parts.append(Text(whole))
+        before = f"{metric.text(found.reference)} in float, " if math.isfinite(found.reference) else ""
+        parts.append(Text(f"{metric.name} {before}{metric.text(found.quantized)} all quantized"))
     if not found.rows:
         return [*parts, Text("nothing in this model would be quantized")]
     parts.append(_rows(found, None if verbose else _SHOWN))

@@ -55,9 +55,10 @@ def _cards(found: Sensitivity) -> Iterator[Card]:
     yield Card("layers", str(len(found.rows)), f"{concentration(found)} of them have 80 % of the effect")
     if found.rows:
         worst = found.rows[0]
-        yield Card("most sensitive", worst.layer, f"{worst.op_type}, {100 * worst.share:.1f} % of the effect")
+        yield Card("most sensitive", f"{100 * worst.share:.1f} %", f"of the effect: {worst.layer} ({worst.op_type})")
     if not math.isnan(found.quantized):
-        yield Card(metric.name, metric.text(found.quantized), f"all quantized; float {metric.text(found.reference)}")
+        float_score = f"; float {metric.text(found.reference)}" if math.isfinite(found.reference) else ""
+        yield Card(metric.name, metric.text(found.quantized), f"all quantized{float_score}")
     yield Card("samples", str(found.samples), f"method {found.method}")
 
 

@@ -89,7 +89,7 @@ def test_a_page_says_what_is_measured():
     assert concentration(found) == 1
     assert effect_unit(found) == "points of mine.py:fn"
     page = sensitivity_page(found, "m.onnx", "ort")
-    assert [card.value for card in page.cards] == ["3", "a", "1.00", "5"]
+    assert [card.value for card in page.cards] == ["3", "88.9 %", "1.00", "5"]
     assert json.dumps(page.sections[0].lead) == '"One layer quantized at a time, everything else float."'
     empty = sensitivity_page(Sensitivity((), "one", found.metric, 9.0), "m.onnx", "ort")
     assert [card.label for card in empty.cards] == ["layers", "samples"]
