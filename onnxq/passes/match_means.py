@@ -210,6 +210,9 @@ class _Twins:
             params = self._params[key]
             zero_point = params.zero_point.astype(code_dtype(params.spec))
             numbers = [self._constant(params.scale), self._constant(zero_point)]
+            if params.spec.bounds != params.spec.qtype.bounds:  # the operators know the type alone
+                limits = [self._constant(np.asarray(limit, np.float32)) for limit in (params.low, params.high)]
+                tensor = self._node("Max", [self._node("Min", [tensor, limits[1]], "least"), limits[0]], "cut")
             # those of ONNX Runtime itself take every type, whatever the operator set of the model
             codes = self._node("QuantizeLinear", [tensor, *numbers], "codes", domain="com.microsoft")
             self._rounded[key] = self._node("DequantizeLinear", [codes, *numbers], "values", domain="com.microsoft")
