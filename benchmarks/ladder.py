@@ -60,7 +60,8 @@ class Rung:
         return {"weights": weights, **self.steps}
 
 
-ADAROUND = {"name": "adaround"}
+ADAROUND = {"name": "adaround", "num_iteration": 1000, "samples": 32}
+"""A tenth of the default steps and a quarter of its samples: minutes instead of an hour on two cores."""
 LADDER = (
     Rung("nearest", "absmax", PLAIN | RAW),
     Rung("scales by MSE", "mse", PLAIN | RAW),
@@ -111,7 +112,7 @@ def run(options: tools.Options) -> list[tools.Table]:
     count = sum(len(next(iter(feed.values()))) for feed in feeds)
     notes = [
         f"{case.name}: calibrated with {case.feed}, evaluated on {count} others",
-        "activations in 8 bits, ranges of the default recipe; run as written, so that no kernel's rounding counts",
+        "AdaRound with 1000 steps over 32 samples; activations in 8 bits, ranges of the default recipe; run as written, so that no kernel's rounding counts",
     ]
     return [tools.Table("AdaRound, bias correction, equalization", rows, notes)]
 

@@ -22,7 +22,7 @@ import onnxq
 from onnxq.calib.distributed import Workers
 
 SAMPLES = 200
-FEW = 24
+FEW = 32
 COUNTS = (0, 1, 2)
 RECIPE = {
     "activations": {"method": "minmax"},
