@@ -112,7 +112,8 @@ def run(options: tools.Options) -> list[tools.Table]:
     count = sum(len(next(iter(feed.values()))) for feed in feeds)
     notes = [
         f"{case.name}: calibrated with {case.feed}, evaluated on {count} others",
-        "AdaRound with 1000 steps over 32 samples; activations in 8 bits, ranges of the default recipe; run as written, so that no kernel's rounding counts",
+        "activations in 8 bits, ranges of the default recipe; run as written, so that no kernel's rounding counts",
+        f"AdaRound with {ADAROUND['num_iteration']} steps over {ADAROUND['samples']} samples",
     ]
     return [tools.Table("AdaRound, bias correction, equalization", rows, notes)]
 
