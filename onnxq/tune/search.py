@@ -57,7 +57,7 @@ class _Steps:
         self._trials = trials
         self._options = options
         self._placed = False
-        self.current = trials.run(Variant(), "as configured")
+        self.current = self._quick = trials.run(Variant(), "as configured")
 
     def run(self) -> None:
         """Take one step after the other until the constraint is met."""
@@ -88,7 +88,7 @@ class _Steps:
             self._trials.set_aside(placed)
             return
         self._placed = True
-        self.current = placed
+        self.current = self._quick = placed
 
     def _floats(self, forced: Sequence[str]) -> frozenset[str]:
         """Layers to leave float, where some must be."""
@@ -99,6 +99,7 @@ class _Steps:
         """Go on from a trial if it is better; whether it meets the constraint."""
         if trial.met or trial.outcome.damage < self._options.margin * self.current.outcome.damage:
             self.current = trial
+            self._quick = trial if trial.variant.slow <= 1.0 else self._quick
         return trial.met
 
     def _change(self) -> bool:
@@ -172,7 +173,13 @@ class _Steps:
         return self._fewest(order, widened, "with 16 bits", len(order))
 
     def _leave(self, damage: Mapping[str, float]) -> tuple[Callable[[Sequence[str]], Variant], list[str]] | None:
-        """Leave layers float; not all of them, for that is the float model."""
+        """Leave layers float; not all of them, for that is the float model.
+
+        Where time is short what takes long to quantize with is given up for that.
+        """
+        doublings = math.log2(max(2, len(self._trials.prober.layers)))
+        if self.current != self._quick and not self._trials.time_for(2.0 * doublings, self.current.variant):
+            self.current = self._quick
         base = self.current.variant
         order = self._by_gain(damage)
 

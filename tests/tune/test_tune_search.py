@@ -397,3 +397,16 @@ def test_the_front_is_what_nothing_beats() -> None:
     tried = [trial(1, 5, 90), trial(2, 3, 80), trial(3, 4, 80), trial(4, 9, 90), trial(5, 9, 95), trial(6, 1, 99, "no")]
     assert [t.number for t in pareto(tried, higher_is_better=True)] == [2, 1, 5]
     assert [t.number for t in pareto(tried, higher_is_better=False)] == [2]
+
+
+def test_where_time_is_short_slow_changes_are_given_up_for_float() -> None:
+    """There is time to try the slow change, but not to carry it through all trials that follow."""
+    slow = Change("slow", "equalize", EQUALIZE.apply, slow=6.0)
+    bad = {f"l{i}": 3.0 for i in range(0, 16, 2)}
+    prober = told(layers(16, **bad), available=(slow,), helps={"equalize": 0.9})
+    trials = search(prober, budget=45.0)
+    best = trials.best()
+    assert "slow" in [t.what for t in trials.history]
+    assert best is not None
+    assert best.variant.changes == ()
+    assert best.variant.floats <= set(bad)
