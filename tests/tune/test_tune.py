@@ -88,6 +88,14 @@ def test_a_change_that_costs_nothing_is_enough() -> None:
     assert (found.times.float_ms, found.times.default_ms, found.times.tuned_ms) == (3.0, 2.0, 1.0)
 
 
+def test_a_model_that_is_good_as_it_is_has_one_latency() -> None:
+    found = tuned(0.0)
+    assert found.chosen is not None
+    assert found.chosen.digest == found.first.digest
+    assert found.times is not None
+    assert (found.times.float_ms, found.times.default_ms, found.times.tuned_ms) == (2.0, 1.0, 1.0)
+
+
 @pytest.mark.usefixtures("only_float")
 def test_only_the_layers_that_hurt_stay_float() -> None:
     found = tuned(30.0)
