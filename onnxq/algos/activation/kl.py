@@ -17,6 +17,8 @@ from onnxq.errors import CalibrationError
 from onnxq.spec import QuantSpec
 from onnxq.stats import HALF, TensorStats
 
+_LEAST_KEPT = 0.5
+"""Part of the counts that is kept at the least."""
 _OCCUPIED = 1e-7
 """What every bin holds at the least where bins are split."""
 
@@ -111,7 +113,8 @@ def best_threshold(counts: NDArray[np.float64], levels: NDArray[np.int64]) -> in
     For ``i`` kept bins P is their histogram with everything beyond added to the last one, and Q spreads the counts of
     each of ``levels[i]`` runs of bins (run ``l`` starts at bin ``l * i // levels[i]``), without what lies beyond,
     evenly over the run's bins that are not empty in P. A run that is empty without the mass beyond has infinite
-    divergence.
+    divergence. What keeps less than half of the counts is no candidate: of values that are few and far apart the
+    first alone, with all others clipped to it, would not diverge at all.
 
     Args:
         counts: shape (B,), float64, >= 0.
@@ -121,6 +124,8 @@ def best_threshold(counts: NDArray[np.float64], levels: NDArray[np.int64]) -> in
 
     divergence = np.full(counts.size + 1, np.inf)
     divergences(np.ascontiguousarray(counts), levels, divergence)
+    kept = np.concatenate([[0.0], np.cumsum(counts)])
+    divergence[kept < _LEAST_KEPT * kept[-1]] = np.inf
     if not np.isfinite(divergence).any():
         return counts.size
     return int(np.argmin(divergence))

@@ -185,3 +185,13 @@ def test_empty_bins_among_billions_do_not_spoil_the_search():
     found = best_split_threshold(counts, np.full(2049, 128))
     near = {kept: split_divergence(counts, kept, 128) for kept in (128, 256, found, 300, 384, 1024, 2047)}
     assert near[found] == min(near.values())
+
+
+@pytest.mark.parametrize("values", [16, 17, 5, 40])
+@pytest.mark.parametrize("bins", [1024, 2048])
+def test_few_values_far_apart_are_all_kept(values: int, bins: int) -> None:
+    """The first of them alone, all others clipped to it, diverges from nothing."""
+    rng = np.random.default_rng(values)
+    x = rng.integers(0, values + 1, 20000).astype(np.float32) / values
+    low, high = exact_range(x, QuantSpec(QType.INT8), KlConfig(num_bins=bins))
+    assert (low, high) == (0.0, pytest.approx(1.0, abs=2 / bins))
