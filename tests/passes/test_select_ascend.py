@@ -9,7 +9,7 @@ import onnx
 import pytest
 
 from onnxq.errors import RecipeError
-from onnxq.pipeline import _opsets
+from onnxq.pipeline import opsets
 from onnxq.plan import Plan
 from onnxq.recipe import Recipe
 from onnxq.spec import PerAxis, PerTensor, QType
@@ -240,7 +240,7 @@ def test_weights_that_ascend_does_not_take(weights: Any) -> None:
 
 def test_no_operator_set_is_needed() -> None:
     recipe = Recipe.from_dict({"target": "ascend", "activations": {"type": "int16"}})
-    assert _opsets(recipe, get_target("ascend"))[0] == 8
+    assert opsets(recipe, get_target("ascend"))[0] == 8
 
 
 def test_a_deploy_model_is_left_alone() -> None:
