@@ -8,27 +8,20 @@ from typing import Annotated
 import typer
 
 from onnxq.cli.options import (
+    AS_CONFIGURED,
     BinLayoutName,
-    ColorName,
     Config,
-    Crop,
     ImageOptions,
-    ImageSize,
-    InterpolationName,
     Json,
-    LayoutName,
-    Mean,
-    NormalizeWhen,
     RecipeOptions,
-    ResizeShortSide,
-    Scale,
-    Std,
     Threads,
     Verbose,
+    with_image_options,
 )
 from onnxq.cli.terminal import Terminal
 
 
+@with_image_options
 def benchmark(
     models: Annotated[
         list[Path],
@@ -56,16 +49,7 @@ def benchmark(
         Path | None, typer.Option(help="Also write an HTML report.", metavar="FILE", show_default=False)
     ] = None,
     config: Config = None,
-    image_size: ImageSize = None,
-    resize_short_side: ResizeShortSide = None,
-    crop: Crop = None,
-    scale: Scale = None,
-    mean: Mean = None,
-    std: Std = None,
-    layout: LayoutName = None,
-    color: ColorName = None,
-    interpolation: InterpolationName = None,
-    normalize: NormalizeWhen = None,
+    images: ImageOptions = AS_CONFIGURED,
     bin_layout: BinLayoutName = None,
     as_json: Json = False,
     verbose: Verbose = False,
@@ -87,9 +71,6 @@ def benchmark(
     terminal = Terminal(as_json=as_json, verbose=verbose)
     read = {f"the model {path}": path for path in models}
     check_outputs({"--report": report}, {**read, "--data": data, "--config": config})
-    images = ImageOptions(
-        image_size, resize_short_side, crop, scale, mean, std, layout, color, interpolation, normalize
-    )
     wanted = RecipeOptions(config=config, images=images, bin_layout=bin_layout, has_data=True).wanted(models[0])
     reading = wanted.recipe.calibration
     options = BenchmarkOptions(

@@ -8,25 +8,17 @@ from typing import Annotated
 import typer
 
 from onnxq.cli.options import (
+    AS_CONFIGURED,
     BinLayoutName,
-    ColorName,
     Config,
-    Crop,
     ImageOptions,
-    ImageSize,
-    InterpolationName,
     Json,
-    LayoutName,
-    Mean,
-    NormalizeWhen,
     RecipeOptions,
     ReportFile,
-    ResizeShortSide,
     Samples,
-    Scale,
-    Std,
     Threads,
     Verbose,
+    with_image_options,
 )
 from onnxq.cli.paths import check_outputs
 from onnxq.cli.terminal import Terminal
@@ -34,6 +26,7 @@ from onnxq.cli.terminal import Terminal
 _WORST = 20
 
 
+@with_image_options
 def compare(
     reference: Annotated[Path, typer.Argument(metavar="FLOAT", help="The float model.", show_default=False)],
     quantized: Annotated[Path, typer.Argument(metavar="QUANT", help="The quantized model.", show_default=False)],
@@ -69,16 +62,7 @@ def compare(
     ] = None,
     report: ReportFile = None,
     config: Config = None,
-    image_size: ImageSize = None,
-    resize_short_side: ResizeShortSide = None,
-    crop: Crop = None,
-    scale: Scale = None,
-    mean: Mean = None,
-    std: Std = None,
-    layout: LayoutName = None,
-    color: ColorName = None,
-    interpolation: InterpolationName = None,
-    normalize: NormalizeWhen = None,
+    images: ImageOptions = AS_CONFIGURED,
     bin_layout: BinLayoutName = None,
     as_json: Json = False,
     verbose: Verbose = False,
@@ -97,9 +81,6 @@ def compare(
     check_outputs({"--report": report}, {"FLOAT": reference, "QUANT": quantized, "--data": data, "--labels": labels})
     if max_drop is not None and labels is None:
         raise DataError("--max-drop is about top-1 accuracy and needs --labels")
-    images = ImageOptions(
-        image_size, resize_short_side, crop, scale, mean, std, layout, color, interpolation, normalize
-    )
     wanted = RecipeOptions(config=config, images=images, bin_layout=bin_layout, has_data=True).wanted(reference)
     reading = wanted.recipe.calibration
     options = Options(

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import functools
+import inspect
+from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
 import typer
 
@@ -184,16 +187,16 @@ ColorName = Annotated[
 class ImageOptions:
     """What the command line says about images; None where it says nothing."""
 
-    image_size: str | None = None
-    resize_short_side: int | None = None
-    crop: str | None = None
-    scale: str | None = None
-    mean: str | None = None
-    std: str | None = None
-    layout: Layout | None = None
-    color: Color | None = None
-    interpolation: Interpolation | None = None
-    normalize: Normalize | None = None
+    image_size: ImageSize = None
+    resize_short_side: ResizeShortSide = None
+    crop: Crop = None
+    scale: Scale = None
+    mean: Mean = None
+    std: Std = None
+    layout: LayoutName = None
+    color: ColorName = None
+    interpolation: InterpolationName = None
+    normalize: NormalizeWhen = None
 
     def over(self, base: ImagePreprocess | None) -> ImagePreprocess | None:
         """The recipe's preprocessing with these options laid over it.
@@ -201,7 +204,7 @@ class ImageOptions:
         Raises:
             RecipeError: If the result is not valid.
         """
-        if self == ImageOptions():
+        if self == AS_CONFIGURED:
             return base
         from onnxq.recipe import ImagePreprocess
 
@@ -222,6 +225,31 @@ class ImageOptions:
             if key in given and other not in given:
                 given[other] = None
         return (base or ImagePreprocess()).replace(**given)
+
+
+AS_CONFIGURED = ImageOptions()
+"""Nothing is said about images."""
+
+
+def with_image_options(command: Callable[..., int]) -> Callable[..., int]:
+    """A command with the options of images in place of its parameter `images`, an `ImageOptions`."""
+    asked = get_type_hints(ImageOptions, include_extras=True)
+    parameters: list[inspect.Parameter] = []
+    for parameter in inspect.signature(command, eval_str=True).parameters.values():
+        if parameter.name != "images":
+            parameters.append(parameter)
+            continue
+        for name, annotation in asked.items():
+            kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
+            parameters.append(inspect.Parameter(name, kind, default=None, annotation=annotation))
+
+    @functools.wraps(command)
+    def reading(**given: Any) -> int:  # noqa: ANN401 - the command's own
+        return command(images=ImageOptions(**{name: given.pop(name) for name in asked}), **given)
+
+    vars(reading)["__signature__"] = inspect.Signature(parameters, return_annotation=int)
+    reading.__annotations__ = {p.name: p.annotation for p in parameters} | {"return": int}
+    return reading
 
 
 @dataclass(frozen=True)
@@ -279,7 +307,7 @@ class RecipeOptions:
     seed: int | None = None
     random: int | None = None
     has_data: bool = False
-    images: ImageOptions = ImageOptions()
+    images: ImageOptions = AS_CONFIGURED
     bin_layout: BinLayout | None = None
 
     def recipe(self) -> Recipe:

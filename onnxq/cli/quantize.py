@@ -8,36 +8,29 @@ from typing import Annotated
 import typer
 
 from onnxq.cli.options import (
+    AS_CONFIGURED,
     BinLayoutName,
-    ColorName,
     Config,
-    Crop,
     ImageOptions,
-    ImageSize,
-    InterpolationName,
     Json,
-    LayoutName,
-    Mean,
     Method,
     ModelPath,
-    NormalizeWhen,
     RecipeOptions,
     ReportFile,
-    ResizeShortSide,
     Samples,
-    Scale,
     Skip,
-    Std,
     Target,
     TargetName,
     Threads,
     Verbose,
+    with_image_options,
 )
 from onnxq.cli.paths import check_outputs
 from onnxq.cli.terminal import Terminal
 from onnxq.errors import OnnxqError
 
 
+@with_image_options
 def quantize(
     model: ModelPath,
     output: Annotated[
@@ -76,16 +69,7 @@ def quantize(
         int | None,
         typer.Option(min=0, help="Seed of everything random.", rich_help_panel="Recipe", metavar="N", show_default="0"),
     ] = None,
-    image_size: ImageSize = None,
-    resize_short_side: ResizeShortSide = None,
-    crop: Crop = None,
-    scale: Scale = None,
-    mean: Mean = None,
-    std: Std = None,
-    layout: LayoutName = None,
-    color: ColorName = None,
-    interpolation: InterpolationName = None,
-    normalize: NormalizeWhen = None,
+    images: ImageOptions = AS_CONFIGURED,
     bin_layout: BinLayoutName = None,
     report: ReportFile = None,
     debug_dir: Annotated[
@@ -128,9 +112,6 @@ def quantize(
     if workers is not None and scheduler is not None:
         raise OnnxqError("--workers starts workers and --scheduler names those there are; leave one of them out")
     check_outputs({"-o": output, "--report": report}, {"MODEL": model, "--data": data, "--config": config})
-    images = ImageOptions(
-        image_size, resize_short_side, crop, scale, mean, std, layout, color, interpolation, normalize
-    )
     wanted = RecipeOptions(
         config=config,
         target=target,

@@ -8,24 +8,16 @@ from typing import Annotated
 import typer
 
 from onnxq.cli.options import (
+    AS_CONFIGURED,
     BinLayoutName,
-    ColorName,
     Config,
-    Crop,
     ImageOptions,
-    ImageSize,
-    InterpolationName,
     Json,
-    LayoutName,
-    Mean,
-    NormalizeWhen,
     RecipeOptions,
-    ResizeShortSide,
     Samples,
-    Scale,
-    Std,
     Threads,
     Verbose,
+    with_image_options,
 )
 from onnxq.cli.paths import check_outputs
 from onnxq.cli.terminal import Terminal
@@ -35,6 +27,7 @@ _MODELS = "Two models"
 _WORST = 10
 
 
+@with_image_options
 def report(
     paths: Annotated[
         list[Path],
@@ -104,16 +97,7 @@ def report(
         ),
     ] = 0.5,
     config: Config = None,
-    image_size: ImageSize = None,
-    resize_short_side: ResizeShortSide = None,
-    crop: Crop = None,
-    scale: Scale = None,
-    mean: Mean = None,
-    std: Std = None,
-    layout: LayoutName = None,
-    color: ColorName = None,
-    interpolation: InterpolationName = None,
-    normalize: NormalizeWhen = None,
+    images: ImageOptions = AS_CONFIGURED,
     bin_layout: BinLayoutName = None,
     as_json: Json = False,
     verbose: Verbose = False,
@@ -145,9 +129,6 @@ def report(
             terminal.notes(["--advise names the nodes to leave float"])
         terminal.document(found.to_dict())
         return 0
-    images = ImageOptions(
-        image_size, resize_short_side, crop, scale, mean, std, layout, color, interpolation, normalize
-    )
     wanted = RecipeOptions(config=config, images=images, bin_layout=bin_layout, has_data=True).wanted(pair.reference)
     reading = wanted.recipe.calibration
     options = Options(pair.data, labels, samples, BATCH, reading.preprocess, True, latency, threads, reading.bin_layout)

@@ -9,28 +9,20 @@ from typing import Annotated
 import typer
 
 from onnxq.cli.options import (
+    AS_CONFIGURED,
     BinLayoutName,
-    ColorName,
     Config,
-    Crop,
     ImageOptions,
-    ImageSize,
-    InterpolationName,
     Json,
-    LayoutName,
-    Mean,
     ModelPath,
-    NormalizeWhen,
     RecipeOptions,
     ReportFile,
-    ResizeShortSide,
     Samples,
-    Scale,
     Skip,
-    Std,
     TargetName,
     Threads,
     Verbose,
+    with_image_options,
 )
 from onnxq.cli.terminal import Terminal
 
@@ -43,6 +35,7 @@ class Effects(str, Enum):
     ALL_BUT_ONE = "all_but_one"
 
 
+@with_image_options
 def sensitivity(
     model: ModelPath,
     data: Annotated[Path, typer.Option(help="Calibration data, as for quantize.", metavar="PATH", show_default=False)],
@@ -91,16 +84,7 @@ def sensitivity(
     config: Config = None,
     target: TargetName = None,
     skip: Skip = None,
-    image_size: ImageSize = None,
-    resize_short_side: ResizeShortSide = None,
-    crop: Crop = None,
-    scale: Scale = None,
-    mean: Mean = None,
-    std: Std = None,
-    layout: LayoutName = None,
-    color: ColorName = None,
-    interpolation: InterpolationName = None,
-    normalize: NormalizeWhen = None,
+    images: ImageOptions = AS_CONFIGURED,
     bin_layout: BinLayoutName = None,
     threads: Threads = 0,
     as_json: Json = False,
@@ -117,9 +101,6 @@ def sensitivity(
     terminal = Terminal(as_json=as_json, verbose=verbose)
     read = {"MODEL": model, "--data": data, "--eval": evaluation, "--labels": labels, "--config": config}
     check_outputs({"--csv": csv, "--report": report}, read)
-    images = ImageOptions(
-        image_size, resize_short_side, crop, scale, mean, std, layout, color, interpolation, normalize
-    )
     wanted = RecipeOptions(
         config=config,
         target=target,

@@ -9,27 +9,20 @@ from typing import Annotated
 import typer
 
 from onnxq.cli.options import (
+    AS_CONFIGURED,
     BinLayoutName,
-    ColorName,
     Config,
-    Crop,
     ImageOptions,
-    ImageSize,
-    InterpolationName,
     Json,
-    LayoutName,
-    Mean,
     ModelPath,
-    NormalizeWhen,
     RecipeOptions,
-    ResizeShortSide,
+    ReportFile,
     Samples,
-    Scale,
     Skip,
-    Std,
     TargetName,
     Threads,
     Verbose,
+    with_image_options,
 )
 from onnxq.cli.terminal import Terminal
 
@@ -41,6 +34,7 @@ class Aim(str, Enum):
     SIZE = "size"
 
 
+@with_image_options
 def tune(
     model: ModelPath,
     output: Annotated[
@@ -99,20 +93,9 @@ def tune(
     config: Config = None,
     target: TargetName = None,
     skip: Skip = None,
-    image_size: ImageSize = None,
-    resize_short_side: ResizeShortSide = None,
-    crop: Crop = None,
-    scale: Scale = None,
-    mean: Mean = None,
-    std: Std = None,
-    layout: LayoutName = None,
-    color: ColorName = None,
-    interpolation: InterpolationName = None,
-    normalize: NormalizeWhen = None,
+    images: ImageOptions = AS_CONFIGURED,
     bin_layout: BinLayoutName = None,
-    report: Annotated[
-        Path | None, typer.Option(help="Also write an HTML report.", metavar="FILE", show_default=False)
-    ] = None,
+    report: ReportFile = None,
     threads: Threads = 0,
     as_json: Json = False,
     verbose: Verbose = False,
@@ -132,9 +115,6 @@ def tune(
     read = {"MODEL": model, "--data": data, "--eval": evaluation, "--labels": labels, "--config": config}
     written = {"-o": output, "the recipe beside it": recipe_path(output), "--report": report, "--resume": resume}
     check_outputs(written, read)
-    images = ImageOptions(
-        image_size, resize_short_side, crop, scale, mean, std, layout, color, interpolation, normalize
-    )
     wanted = RecipeOptions(
         config=config,
         target=target,
